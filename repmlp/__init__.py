@@ -1,0 +1,26 @@
+"""Locality Injection for vision MLPs: train with convolutions beside fully-connected layers, deploy without them."""
+
+from repmlp.inject import BatchNormStats, Branch, conv_to_fc, fuse_bn, merge_branches
+from repmlp.layers import GlobalPerceptron, LocalPerceptron, RepMLPBlock, SetSharingFC
+from repmlp.models import build_model, load_model, save_model
+from repmlp.repmlpnet import RepMLPNet
+from repmlp.resmlp import ResMLP
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BatchNormStats",
+    "Branch",
+    "GlobalPerceptron",
+    "LocalPerceptron",
+    "RepMLPBlock",
+    "RepMLPNet",
+    "ResMLP",
+    "SetSharingFC",
+    "build_model",
+    "conv_to_fc",
+    "fuse_bn",
+    "load_model",
+    "merge_branches",
+    "save_model",
+]

@@ -1,0 +1,45 @@
+"""What a model costs: learnable parameters and multiply-accumulates.
+
+The papers call multiply-accumulates (MACs) "FLOPs". torch counts two floating-point operations a MAC.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from repmlp.layers import LocalPerceptron
+
+
+def count_params(model: nn.Module) -> int:
+    """Count the learnable parameters."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def count_params_paper(model: nn.Module) -> int:
+    """Count the parameters by the rule that RepMLPNet's Table 5 uses for ResMLP.
+
+    There a branch's batch norm counts four numbers a channel (its running mean and variance too), which gives the
+    printed +60, +156 and +216; the table's RepMLPNet rows, +720, +2640 and +3360, count two.
+    """
+    buffers = 0
+    for module in model.modules():
+        if isinstance(module, LocalPerceptron):
+            buffers += sum(norm.running_mean.numel() + norm.running_var.numel() for norm in module.norms.values())
+    return count_params(model) + buffers
+
+
+def count_macs(model: nn.Module, img_size: int | tuple[int, int], in_chans: int = 3) -> int:
+    """Count the multiply-accumulates of one image of `img_size` pixels, in evaluation mode.
+
+    Convolutions and matrix products only, as in the papers. Works on the meta device: nothing is computed.
+    """
+    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+    model = copy.deepcopy(model).to("meta").eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(torch.empty(1, in_chans, height, width, device="meta"))
+    flops = counter.get_total_flops()
+    return flops // 2

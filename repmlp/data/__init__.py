@@ -1,0 +1,27 @@
+"""Data sets as LightningDataModules, built from a plain configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from repmlp.data.cifar100 import CIFAR100Data
+from repmlp.data.patterns import PatternsData
+from repmlp.data.resident import ResidentData
+
+DATASETS: dict[str, type[ResidentData]] = {"cifar100": CIFAR100Data, "patterns": PatternsData}
+
+
+def build_data(config: Mapping[str, Any], batch_size: int, seed: int) -> ResidentData:
+    """Build the data set that `config` describes: {"name": "cifar100" | "patterns", ...constructor arguments}.
+
+    Raises ValueError for an unknown name or argument.
+    """
+    arguments = {key: value for key, value in config.items() if key != "name"}
+    name = config.get("name")
+    if name not in DATASETS:
+        raise ValueError(f"unknown data set {name!r}: use one of {', '.join(DATASETS)}")
+    try:
+        return DATASETS[name](**arguments, batch_size=batch_size, seed=seed)
+    except TypeError as error:
+        raise ValueError(f"data {name}: {error}") from error

@@ -1,0 +1,71 @@
+"""CIFAR-100 from torchvision's files, kept whole on the training device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torchvision.datasets import CIFAR100
+
+from repmlp.data.resident import Augmentation, DataInfo, ImageSet, ResidentData
+
+INSTEAD = (
+    "pass data.root=FOLDER (the folder that holds cifar-100-python/) or set REPMLP_DATA; "
+    "without the data set, data=patterns is generated (calibrated rows: +sweep=demo)"
+)
+
+
+class CIFAR100Data(ResidentData):
+    """CIFAR-100: 50,000 training and 10,000 test images of 32x32, 100 classes; pad 4, random crop, flip.
+
+    Paper: RepMLPNet Section 5.2. root: folder of `cifar-100-python/`. download: fetch it where it is absent.
+    Raises FileNotFoundError where it is absent and cannot be downloaded, ValueError where its files are damaged;
+    the message names the remedy.
+    """
+
+    info = DataInfo(
+        num_classes=100,
+        img_size=32,
+        mean=(0.50708, 0.48655, 0.44092),
+        std=(0.26733, 0.25644, 0.27615),
+    )
+
+    def __init__(self, root: str | Path, *, download: bool = True, pad: int = 4, flip: bool = True, **kwargs):
+        super().__init__(augmentation=Augmentation(pad=pad, flip=flip), **kwargs)
+        self.root = Path(root)
+        self.download = download
+
+    def prepare_data(self) -> None:
+        folder = self.root / CIFAR100.base_folder
+        if not folder.is_dir() or not any(folder.iterdir()):
+            self._fetch(folder)
+        _open(self.root, train=True)
+        _open(self.root, train=False)
+
+    def _fetch(self, folder: Path) -> None:
+        if not self.download:
+            raise FileNotFoundError(f"CIFAR-100 is not in {folder} and download=false: {INSTEAD}")
+        try:
+            CIFAR100(self.root, download=True)
+        except (OSError, RuntimeError) as error:
+            raise FileNotFoundError(f"CIFAR-100 is not in {folder}, download failed ({error}): {INSTEAD}") from error
+
+    def load(self) -> tuple[ImageSet, ImageSet]:
+        return _read(self.root, train=True), _read(self.root, train=False)
+
+
+def _open(root: Path, train: bool) -> CIFAR100:
+    """Open one split; torchvision compares the files' MD5 before it unpickles them."""
+    try:
+        return CIFAR100(root, train=train, download=False)
+    except (RuntimeError, OSError) as error:
+        raise ValueError(
+            f"the files in {root / CIFAR100.base_folder} are not the CIFAR-100 release (a file is missing or its MD5 "
+            f"differs): remove that folder to download it again, or {INSTEAD}"
+        ) from error
+
+
+def _read(root: Path, train: bool) -> ImageSet:
+    data = _open(root, train)
+    # (N, H, W, 3) -> (N, 3, H, W)
+    return ImageSet(torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(data.targets))

@@ -1,0 +1,95 @@
+"""Patterns: a generated data set of 100 classes = 10 local textures x 10 global arrangements; nothing to download.
+
+An image is white noise filtered by one of ten random zero-mean 3x3 kernels (the texture), whose amplitude is high in
+half of the cells of a 4x4 grid and low in the others (the arrangement), painted in a random colour over a random
+background, with random contrast and pixel noise. The phase of a texture is random everywhere, so no position-wise
+template finds it; all arrangements have the same number of high cells, so no local filter alone finds those.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from repmlp.data.resident import DataInfo, ImageSet, ResidentData
+from repmlp.randomness import derive_seed
+
+TEXTURES = ARRANGEMENTS = 10
+SIDE, GRID = 32, 4
+LOW_AMPLITUDE = 0.3  # of the texture in the low cells; the high ones have 1
+NOISE = 0.25  # standard deviation of the pixel noise, in units of the texture's
+
+
+class PatternsData(ResidentData):
+    """The generated set; label = 10 * texture + arrangement.
+
+    n_train, n_test: images, rounded up to whole hundreds. data_seed: of textures, arrangements and images.
+    """
+
+    info = DataInfo(
+        num_classes=TEXTURES * ARRANGEMENTS,
+        img_size=SIDE,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.22, 0.22, 0.22),
+        parts={
+            "texture": torch.arange(TEXTURES * ARRANGEMENTS) // ARRANGEMENTS,
+            "arrangement": torch.arange(TEXTURES * ARRANGEMENTS) % ARRANGEMENTS,
+        },
+    )
+
+    def __init__(self, *, n_train: int = 6000, n_test: int = 2000, data_seed: int = 0, **kwargs):
+        super().__init__(**kwargs)
+        if n_train < 1 or n_test < 1:
+            raise ValueError(f"data.n_train={n_train}, data.n_test={n_test}: there has to be an image of each")
+        self.sizes = (n_train, n_test)
+        self.data_seed = data_seed
+
+    def load(self) -> tuple[ImageSet, ImageSet]:
+        return generate(self.sizes[0], self.data_seed, "train"), generate(self.sizes[1], self.data_seed, "test")
+
+
+def textures(data_seed: int) -> Tensor:
+    """Draw the ten 3x3 kernels: zero mean, unit norm; (10, 1, 3, 3)."""
+    generator = torch.Generator().manual_seed(derive_seed(data_seed, "textures"))
+    kernels = torch.randn(TEXTURES, 9, generator=generator)
+    kernels -= kernels.mean(dim=1, keepdim=True)
+    # (10, 9) -> (10, 1, 3, 3)
+    return (kernels / kernels.norm(dim=1, keepdim=True)).view(TEXTURES, 1, 3, 3)
+
+
+def arrangements(data_seed: int) -> Tensor:
+    """Draw the ten amplitude masks, half of the 4x4 cells high in each, all different; (10, 32, 32)."""
+    generator = torch.Generator().manual_seed(derive_seed(data_seed, "arrangements"))
+    masks: list[Tensor] = []
+    while len(masks) < ARRANGEMENTS:
+        mask = torch.full((GRID * GRID,), LOW_AMPLITUDE)
+        mask[torch.randperm(GRID * GRID, generator=generator)[: GRID * GRID // 2]] = 1.0
+        if not any(torch.equal(mask, other) for other in masks):
+            masks.append(mask)
+    # (10, 16) -> (10, 4, 4) -> (10, 32, 32)
+    cells = torch.stack(masks).view(ARRANGEMENTS, GRID, GRID)
+    return cells.repeat_interleave(SIDE // GRID, dim=1).repeat_interleave(SIDE // GRID, dim=2)
+
+
+def generate(n: int, data_seed: int, split: str) -> ImageSet:
+    """Generate n images (rounded up to whole hundreds), the same number of every class, in random order."""
+    generator = torch.Generator().manual_seed(derive_seed(data_seed, "images", split))
+    per_class = -(-n // (TEXTURES * ARRANGEMENTS))
+    labels = torch.arange(TEXTURES * ARRANGEMENTS).repeat(per_class)
+    labels = labels[torch.randperm(len(labels), generator=generator)]
+    n = len(labels)
+    noise = torch.randn(n, 1, SIDE + 2, SIDE + 2, generator=generator)
+    # (N, 1, 34, 34) -> (N, 10, 32, 32) would be wasteful: take each image's own kernel instead
+    kernels, masks = textures(data_seed), arrangements(data_seed)
+    fields = torch.empty(n, 1, SIDE, SIDE)
+    for texture in range(TEXTURES):
+        chosen = labels // ARRANGEMENTS == texture
+        fields[chosen] = F.conv2d(noise[chosen], kernels[texture : texture + 1])
+    fields *= masks[labels % ARRANGEMENTS].unsqueeze(1)
+    colour = F.normalize(torch.randn(n, 3, 1, 1, generator=generator), dim=1)
+    background = 0.3 + 0.4 * torch.rand(n, 3, 1, 1, generator=generator)
+    contrast = 0.15 + 0.15 * torch.rand(n, 1, 1, 1, generator=generator)
+    pixel_noise = NOISE * torch.randn(n, 3, SIDE, SIDE, generator=generator)
+    images = background + contrast * (colour * fields + pixel_noise)
+    return ImageSet((images * 255).round().clamp(0, 255).to(torch.uint8), labels)

@@ -1,0 +1,222 @@
+"""Image sets that live on the training device as one uint8 tensor, augmented there in batches.
+
+No worker processes: a CIFAR-sized set is 150 MB, and cropping a batch by indexing costs less than decoding one image.
+Every random draw is a function of (seed, epoch, step).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from repmlp.randomness import derive_seed
+
+
+@dataclass
+class ImageSet:
+    """Images (N, 3, H, W) uint8 and labels (N,) int64."""
+
+    images: Tensor
+    labels: Tensor
+
+    def subset(self, indices: Tensor) -> ImageSet:
+        return ImageSet(self.images[indices], self.labels[indices])
+
+
+@dataclass
+class Augmentation:
+    """Zero-pad by `pad` pixels on every side, crop back at a random place, flip left-right with probability 1/2."""
+
+    pad: int = 0
+    flip: bool = False
+
+
+def augment(images: Tensor, how: Augmentation, generator: torch.Generator) -> Tensor:
+    """Crop and flip every image of a batch on its own: (B, 3, H, W) -> (B, 3, H, W), any dtype.
+
+    The same distribution as torchvision's RandomCrop(H, padding=pad) and RandomHorizontalFlip().
+    """
+    batch, _, height, width = images.shape
+    device = images.device
+    rows = torch.arange(height, device=device).expand(batch, height)
+    columns = torch.arange(width, device=device).expand(batch, width)
+    if how.flip:
+        flipped = torch.rand(batch, 1, generator=generator, device=device) < 0.5
+        columns = torch.where(flipped, width - 1 - columns, columns)
+    if how.pad:
+        images = torch.nn.functional.pad(images, [how.pad] * 4)
+        shift = torch.randint(0, 2 * how.pad + 1, (2, batch, 1), generator=generator, device=device)
+        rows, columns = rows + shift[0], columns + shift[1]
+    if not (how.pad or how.flip):
+        return images
+    # (B, 1, 1, 1), (1, 3, 1, 1), (B, 1, H, 1), (B, 1, 1, W) index to (B, 3, H, W)
+    each = torch.arange(batch, device=device)[:, None, None, None]
+    channel = torch.arange(images.shape[1], device=device)[None, :, None, None]
+    return images[each, channel, rows[:, None, :, None], columns[:, None, None, :]]
+
+
+class EpochSampler:
+    """The order of the images in an epoch: a permutation drawn from (seed, epoch). Lightning calls set_epoch()."""
+
+    def __init__(self, seed: int):
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def order(self, n: int) -> Tensor:
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", self.epoch))
+        return torch.randperm(n, generator=generator)
+
+
+class ResidentLoader:
+    """Batches of normalised float images and labels from a set that is already on its device.
+
+    Yields images (B, 3, H, W) float32, labels (B,) int64. In training: shuffled, augmented, the last partial batch
+    dropped, every rank taking its share. In evaluation: in order, nothing dropped.
+    """
+
+    def __init__(
+        self,
+        data: ImageSet,
+        batch_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        *,
+        train: bool = False,
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        self.data = data
+        self.batch_size = batch_size
+        self.train = train
+        self.augmentation = augmentation or Augmentation()
+        self.rank, self.world_size = rank, world_size
+        if train:  # Lightning takes anything with a sampler for a shuffled loader
+            self.sampler = EpochSampler(seed)
+        # u -> (u/255 - mean)/std, as one multiplication and one addition
+        scale = 1 / (255 * torch.tensor(std))
+        self.scale = scale.view(1, -1, 1, 1).to(data.images.device)
+        self.shift = (-torch.tensor(mean) / torch.tensor(std)).view(1, -1, 1, 1).to(data.images.device)
+
+    def __len__(self) -> int:
+        n = len(self.data.labels) // self.world_size
+        return n // self.batch_size if self.train else -(-n // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        device = self.data.images.device
+        n = len(self.data.labels)
+        order = self.sampler.order(n) if self.train else torch.arange(n)
+        order = order[self.rank :: self.world_size].to(device)
+        generator = torch.Generator(device=device)
+        for step in range(len(self)):
+            index = order[step * self.batch_size : (step + 1) * self.batch_size]
+            images = self.data.images[index]
+            if self.train:
+                key = (self.sampler.seed, "augment", self.sampler.epoch, step, self.rank)
+                images = augment(images, self.augmentation, generator.manual_seed(derive_seed(*key)))
+            yield images * self.scale + self.shift, self.data.labels[index]
+
+
+@dataclass
+class DataInfo:
+    """What a model and a table have to know of a data set.
+
+    parts: for labels that are made of several answers, the answer that each class stands for, name -> (num_classes,).
+    """
+
+    num_classes: int
+    img_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    parts: dict[str, Tensor] = field(default_factory=dict)
+
+
+class ResidentData(L.LightningDataModule):
+    """Base of the image sets: limits and splits the training set, moves it to the device, hands out loaders.
+
+    A subclass sets `info` and gives `load() -> (train, test)`.
+
+    batch_size: images a step and process. eval_batch_size: the same in evaluation. seed: of order and augmentation.
+    n_train: use that many training images, the same number of each class, None for all.
+    holdout: evaluate on this share of the *training* images (the last of each class) instead of the test set.
+    Raises ValueError in setup() where a class has too few images.
+    """
+
+    info: DataInfo
+
+    def __init__(
+        self,
+        batch_size: int = 128,
+        *,
+        eval_batch_size: int = 500,
+        seed: int = 0,
+        n_train: int | None = None,
+        holdout: float = 0.0,
+        augmentation: Augmentation | None = None,
+    ):
+        super().__init__()
+        if not 0 <= holdout < 1:
+            raise ValueError(f"data.holdout={holdout} is no share of the training set: use 0 up to, not including, 1")
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.seed, self.n_train, self.holdout = seed, n_train, holdout
+        self.augmentation = augmentation or Augmentation()
+        self.train_set: ImageSet | None = None
+        self.eval_set: ImageSet | None = None
+
+    def load(self) -> tuple[ImageSet, ImageSet]:
+        """Return the whole training and test set on the CPU."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how it is loaded")
+
+    def setup(self, stage: str | None = None) -> None:
+        if self.train_set is not None:
+            return
+        train, test = self.load()
+        if self.holdout:
+            kept, held = split_per_class(train.labels, self.info.num_classes, 1 - self.holdout)
+            train, test = train.subset(kept), train.subset(held)
+        if self.n_train is not None:
+            share = self.n_train / len(train.labels)
+            if not 0 < share <= 1:
+                raise ValueError(f"data.n_train={self.n_train}: there are {len(train.labels)} training images")
+            train = train.subset(split_per_class(train.labels, self.info.num_classes, share)[0])
+        if len(train.labels) < self.batch_size:
+            raise ValueError(f"batch_size={self.batch_size} is more than the {len(train.labels)} training images")
+        device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+        self.train_set = ImageSet(train.images.to(device), train.labels.to(device))
+        self.eval_set = ImageSet(test.images.to(device), test.labels.to(device))
+
+    def train_dataloader(self) -> ResidentLoader:
+        rank, world_size = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+        return ResidentLoader(
+            self.train_set,
+            self.batch_size,
+            self.info.mean,
+            self.info.std,
+            train=True,
+            augmentation=self.augmentation,
+            seed=self.seed,
+            rank=rank,
+            world_size=world_size,
+        )
+
+    def val_dataloader(self) -> ResidentLoader:
+        return ResidentLoader(self.eval_set, self.eval_batch_size, self.info.mean, self.info.std)
+
+
+def split_per_class(labels: Tensor, num_classes: int, share: float) -> tuple[Tensor, Tensor]:
+    """Split indices into the first `share` of every class and the rest, both in ascending order."""
+    first, rest = [], []
+    for label in range(num_classes):
+        members = torch.nonzero(labels == label).flatten()
+        cut = round(share * len(members))
+        first.append(members[:cut])
+        rest.append(members[cut:])
+    return torch.cat(first).sort().values, torch.cat(rest).sort().values

@@ -1,0 +1,87 @@
+"""One JSON record a run: its key, an atomic write, and all records of a folder as one DataFrame."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+REQUIRED = frozenset(
+    (
+        *("study", "sweep", "model", "kernels", "share_sets", "global_perceptron", "data", "n_train", "seed", "epochs"),
+        *("batch_size", "top1_pct", "top5_pct", "top1_merged_pct", "merge_error", "params", "macs", "train_seconds"),
+        *("images_per_second", "device", "threads", "versions", "commit", "dirty", "config", "curve"),
+    )
+)
+
+
+class BadRecord(ValueError):
+    """A record file that is truncated or lacks a field."""
+
+
+def config_key(config: Mapping[str, Any]) -> str:
+    """Return twelve hex digits that stand for everything in `config`, whatever the order of its keys."""
+    text = json.dumps(config, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def record_path(results_dir: Path | str, study: str, key: str) -> Path:
+    """Return where the record of a run lies: results/<study>/records/<key>.json."""
+    return Path(results_dir) / study / "records" / f"{key}.json"
+
+
+def write_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a record so that a reader sees the old file or the whole new one, whatever happens meanwhile.
+
+    Raises BadRecord where a required field is missing; OSError where the disk is full (the old record survives).
+    """
+    missing = REQUIRED - record.keys()
+    if missing:
+        raise BadRecord(f"a record needs the fields {', '.join(sorted(missing))}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "w") as file:
+            json.dump(record, file, indent=1, allow_nan=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read one record; BadRecord where it is truncated or lacks a field."""
+    try:
+        record = json.loads(path.read_text())
+    except ValueError as error:  # a JSON or UTF-8 error
+        raise BadRecord(f"{path} is no whole record: {error}") from error
+    missing = REQUIRED - record.keys() if isinstance(record, dict) else REQUIRED
+    if missing:
+        raise BadRecord(f"{path} is no whole record: it lacks {', '.join(sorted(missing))}")
+    return record
+
+
+def load_records(results_dir: Path | str, study: str | None = None) -> pd.DataFrame:
+    """Read all records below a results folder, or those of one study, as a DataFrame, one run a row.
+
+    A damaged record is named in a warning and left out. Columns: the fields of the records and `key`.
+    """
+    import pandas as pd
+
+    root = Path(results_dir)
+    rows = []
+    for path in sorted(root.glob(f"{study or '*'}/records/*.json")):
+        try:
+            rows.append({**read_record(path), "key": path.stem})
+        except BadRecord as error:
+            warnings.warn(f"left out: {error} (run its sweep again)", stacklevel=2)
+    return pd.DataFrame(rows)

@@ -1,0 +1,61 @@
+"""What a run shows while it trains: a line an epoch where there is no progress bar, and the kernel in TensorBoard."""
+
+from __future__ import annotations
+
+import logging
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from repmlp.layers import SetSharingFC
+from repmlp.locality import kernel_map
+
+log = logging.getLogger(__name__)
+
+
+class EpochLine(L.Callback):
+    """Log one line after each epoch; for output that is no terminal."""
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        # The module's own hook, which fills the curve, runs after the callbacks': look at the epoch before.
+        if module.curve:
+            log.info("%s", format_entry(module.curve[-1], trainer.max_epochs))
+
+    def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if module.curve:
+            log.info("%s", format_entry(module.curve[-1], trainer.max_epochs))
+
+
+def format_entry(entry: dict[str, float], epochs: int) -> str:
+    parts = [f"{name[:-4]} {value:.2f} %" for name, value in entry.items() if name.endswith("_pct")]
+    return f"epoch {entry['epoch'] + 1}/{epochs}: " + ", ".join([f"loss {entry['train_loss']:.3f}", *parts])
+
+
+class KernelImages(L.Callback):
+    """Draw a kernel of the middle spatial layer into TensorBoard every few epochs, trained and injected side by side.
+
+    Paper: RepMLPNet Appendix A: log magnitude, seen from the middle of the map. every: epochs between two pictures.
+    """
+
+    def __init__(self, every: int):
+        self.every = every
+
+    @torch.no_grad()
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if not self.every or (trainer.current_epoch + 1) % self.every:
+            return
+        layers = [m for m in module.net.modules() if isinstance(m, SetSharingFC)]
+        layer = layers[len(layers) // 2]
+        h, w = layer.size
+        point = ((h - 1) // 2, (w - 1) // 2)
+        panels = [
+            kernel_map(layer.merged(branches=injected)[0].cpu(), layer.size, 0, point) for injected in (False, True)
+        ]
+        # (h, w) twice -> (1, h, 2*w + 1), one white column between the panels, then eight pixels a cell
+        top = max(float(panel.max()) for panel in panels) or 1.0
+        picture = torch.cat([panels[0] / top, torch.ones(h, 1), panels[1] / top], dim=1).unsqueeze(0)
+        picture = picture.repeat_interleave(8, dim=1).repeat_interleave(8, dim=2)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image("kernel/trained_and_injected", picture.float(), trainer.current_epoch)

@@ -1,0 +1,49 @@
+"""Evaluate a network before and after merging, and say how far the two are apart."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from repmlp.training.classifier import PartAccuracy, accuracy_metrics
+
+
+@torch.no_grad()
+def compare_merged(
+    net: nn.Module,
+    loader: Iterable[tuple[Tensor, Tensor]],
+    num_classes: int,
+    parts: Mapping[str, Tensor] | None = None,
+) -> tuple[nn.Module, dict[str, float]]:
+    """Merge a copy of `net` and run both over the same images.
+
+    net: any model with reparameterize(); left as it is, but for evaluation mode. loader: images and labels.
+    Returns the merged copy and: top1_pct, top5_pct, <part>_pct of the net as trained; the same with `_merged`;
+    merge_error, the norm of the difference of all logits over the norm of the logits; merge_disagreements, the number
+    of images whose first guess differs.
+    """
+    net.eval()
+    merged = copy.deepcopy(net)
+    merged.reparameterize()
+    device = next(net.parameters()).device
+    both = [(accuracy_metrics(num_classes).to(device), PartAccuracy(parts or {}).to(device)) for _ in (net, merged)]
+    difference = total = torch.zeros((), dtype=torch.float64)
+    disagreements = 0
+    for images, labels in loader:
+        logits = [model(images).float() for model in (net, merged)]
+        for (metrics, answers), output in zip(both, logits, strict=True):
+            metrics.update(output, labels)
+            answers.update(output, labels)
+        difference = difference + (logits[1].double() - logits[0].double()).square().sum().cpu()
+        total = total + logits[0].double().square().sum().cpu()
+        disagreements += int((logits[0].argmax(1) != logits[1].argmax(1)).sum())
+    result: dict[str, float] = {}
+    for suffix, (metrics, answers) in zip(("", "_merged"), both, strict=True):
+        values = {**metrics.compute(), **answers.compute()}
+        result |= {f"{name}{suffix}_pct": 100 * float(value) for name, value in values.items()}
+    result["merge_error"] = float((difference / total).sqrt())
+    result["merge_disagreements"] = disagreements
+    return merged, result

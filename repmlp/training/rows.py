@@ -1,0 +1,384 @@
+"""One row of a sweep, from its configuration to its record: train, merge, evaluate both, write.
+
+A finished row is skipped, a half-finished one goes on from its last checkpoint, and two processes never train the
+same row. Only plain dictionaries come in, so any launcher can run it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import platform
+import socket
+import subprocess
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from filelock import FileLock, Timeout
+from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from repmlp.cost import count_macs, count_params, count_params_paper
+from repmlp.data import build_data
+from repmlp.layers import SetSharingFC
+from repmlp.locality import locality_profile
+from repmlp.models import build_model, save_model
+from repmlp.results import BadRecord, config_key, read_record, record_path, write_record
+from repmlp.training.callbacks import EpochLine, KernelImages
+from repmlp.training.classifier import Classifier
+from repmlp.training.merge_check import compare_merged
+
+log = logging.getLogger(__name__)
+
+PATHS = ("root", "download")  # fields of `data` that say where the images come from, not which they are
+
+
+@dataclass
+class Outcome:
+    """How a row ended: finished, skipped (there was a record), busy (another process trains it) or failed."""
+
+    state: str
+    label: str
+    key: str
+    message: str = ""
+    seconds: float = 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def determining(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Pick what determines the result of a run: not paths, devices, folders or how often it is looked at."""
+    return {
+        "model": {k: v for k, v in config["model"].items() if k != "name"},
+        "data": {k: v for k, v in config["data"].items() if k not in PATHS},
+        "recipe": dict(config["recipe"]),
+        "seed": config["seed"],
+        "precision": config["trainer"]["precision"],
+    }
+
+
+def row_key(config: Mapping[str, Any]) -> str:
+    """Return the key of a row, the name of its record and of its folder."""
+    return config_key(determining(config))
+
+
+def row_label(config: Mapping[str, Any]) -> str:
+    """Say in words which row this is."""
+    model = config["model"]
+    parts = [model["name"], "branches " + ("+".join(f"{k}x{k}" for k in model["kernels"]) or "none")]
+    if "share_sets" in model:
+        parts.append("S=" + ",".join(map(str, model["share_sets"])))
+    if not model.get("global_perceptron", True):
+        parts.append("no Global Perceptron")
+    return ", ".join([*parts, f"seed {config['seed']}"])
+
+
+def run_row(config: Mapping[str, Any]) -> Outcome:
+    """Run one row; an error is reported in the outcome and never raised, so that the other rows go on.
+
+    config: model, data, recipe, trainer, seed, sweep, study, results_dir, output_dir, rerun.
+    """
+    started = time.perf_counter()
+    try:
+        label, key = row_label(config), row_key(config)
+    except Exception as error:
+        return Outcome("failed", str(config.get("model")), "", one_line(error))
+    folder = Path(config["output_dir"]) / config["study"] / key
+    try:
+        path = record_path(config["results_dir"], config["study"], key)
+        if skipped := _finished(path, config, label, key):
+            return skipped
+        with _row_lock(folder) as owner:
+            if owner:
+                return Outcome("busy", label, key, f"{owner} trains it now")
+            # Another process may have finished it between the look above and the lock.
+            if skipped := _finished(path, config, label, key):
+                return skipped
+            _train(config, folder, path)
+    except Exception as error:
+        log.debug("traceback of %s", label, exc_info=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError), open(folder / "error.log", "a") as file:
+            file.write(traceback.format_exc())
+        return Outcome("failed", label, key, one_line(error), time.perf_counter() - started)
+    return Outcome("finished", label, key, str(path), time.perf_counter() - started)
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's message on one line, with its type where the message alone would be a riddle."""
+    text = " ".join(str(error).split())
+    plain = isinstance(error, (ValueError, FileNotFoundError, FloatingPointError)) and not isinstance(
+        error, (KeyError, UnicodeError)
+    )
+    return text if plain and text else f"{type(error).__name__}: {text}"
+
+
+def _finished(path: Path, config: Mapping[str, Any], label: str, key: str) -> Outcome | None:
+    """Return the outcome of a row that has a record already, None where it is to be run."""
+    if config["rerun"] or not path.exists():
+        return None
+    try:
+        record = read_record(path)
+    except BadRecord as error:
+        aside = _set_aside(path)
+        log.warning("%s; set aside as %s, the row is run again", error, aside.name)
+        return None
+    commit = git_state()["commit"]
+    message = ""
+    if record["commit"] != commit:
+        message = f"recorded at commit {_short(record['commit'])}, now {_short(commit)}; rerun=true runs it again"
+    return Outcome("skipped", label, key, message)
+
+
+def _short(commit: str | None) -> str:
+    return commit[:9] if commit else "unknown"
+
+
+def _set_aside(path: Path) -> Path:
+    """Rename a damaged file so that nothing reads it and nobody loses it."""
+    number = 0
+    while (aside := path.with_name(f"{path.name}.damaged{number or ''}")).exists():
+        number += 1
+    path.rename(aside)
+    return aside
+
+
+@contextlib.contextmanager
+def _row_lock(folder: Path) -> Iterator[str | None]:
+    """Hold the lock of a row; yields None, or who holds it already ("host X, process Y").
+
+    The operating system lets go of the lock when its holder dies, so a killed run leaves no stale lock behind; what
+    its holder had written (owner.json) is then taken over.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    owner_file = folder / "owner.json"
+    lock = FileLock(folder / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        try:
+            owner = json.loads(owner_file.read_text())
+            yield f"host {owner['host']}, process {owner['pid']}"
+        except (OSError, ValueError, KeyError):
+            yield "another process"
+        return
+    try:
+        if owner_file.exists():
+            log.info("taking over from a run that did not end: %s", " ".join(owner_file.read_text().split()))
+        owner_file.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
+        yield None
+        owner_file.unlink(missing_ok=True)
+    except Exception:
+        owner_file.unlink(missing_ok=True)
+        raise
+    finally:
+        lock.release()
+
+
+def _train(config: Mapping[str, Any], folder: Path, path: Path) -> None:
+    """Train, merge, evaluate and record one row."""
+    _quieten()
+    recipe, options, seed = config["recipe"], config["trainer"], config["seed"]
+    state = git_state()
+    if options["threads"]:
+        torch.set_num_threads(options["threads"])
+    if recipe["epochs"] < 1 or not 0 <= recipe["warmup_epochs"] < recipe["epochs"]:
+        raise ValueError(
+            f"recipe.epochs={recipe['epochs']}, recipe.warmup_epochs={recipe['warmup_epochs']}: "
+            "the warm-up has to be shorter than the run"
+        )
+    L.seed_everything(seed, verbose=False)
+    data = build_data(config["data"], recipe["batch_size"], seed)
+    net = build_model(config["model"], data.info.num_classes)
+    params, params_paper, macs = count_params(net), count_params_paper(net), count_macs(net, data.info.img_size)
+    data.prepare_data()
+
+    bar = sys.stderr.isatty() if options["progress_bar"] is None else options["progress_bar"]
+    checkpoints = ModelCheckpoint(
+        dirpath=folder,
+        filename="last",
+        monitor=None,
+        every_n_epochs=options["checkpoint_every"],
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
+    )
+    trainer = L.Trainer(
+        max_epochs=recipe["epochs"],
+        accelerator=options["accelerator"],
+        devices=1,
+        precision=options["precision"],
+        gradient_clip_val=recipe["clip_norm"],
+        check_val_every_n_epoch=options["eval_every"],
+        num_sanity_val_steps=0,
+        logger=[CSVLogger(folder, name="csv"), TensorBoardLogger(folder, name="tensorboard")],
+        callbacks=[checkpoints, KernelImages(options["kernel_image_every"]), TQDMProgressBar() if bar else EpochLine()],
+        enable_progress_bar=bar,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    data.trainer = trainer
+    data.setup()
+    trainer.log_every_n_steps = len(data.train_dataloader())
+    classifier = Classifier(
+        net,
+        recipe,
+        steps_per_epoch=len(data.train_dataloader()),
+        num_classes=data.info.num_classes,
+        parts=data.info.parts,
+        seed=seed,
+    )
+    if options["compile"]:
+        net.compile()
+    last = folder / "last.ckpt"
+    resumable = _usable_checkpoint(last, classifier)
+    _fit(trainer, classifier, data, last if resumable else None)
+
+    net = classifier.net.to(trainer.strategy.root_device)
+    _, metrics = compare_merged(net, data.val_dataloader(), data.info.num_classes, data.info.parts)
+    n_train = len(data.train_set.labels)
+    record = {
+        "study": config["study"],
+        "sweep": config["sweep"],
+        "model": config["model"]["name"],
+        "kernels": list(config["model"]["kernels"]),
+        "share_sets": config["model"].get("share_sets"),
+        "global_perceptron": config["model"].get("global_perceptron"),
+        "data": config["data"]["name"],
+        "n_train": n_train,
+        "n_eval": len(data.eval_set.labels),
+        "seed": seed,
+        "epochs": recipe["epochs"],
+        "batch_size": recipe["batch_size"],
+        **metrics,
+        "params": params,
+        "params_paper_rule": params_paper,
+        "macs": macs,
+        "locality": _locality(net),
+        "train_seconds": classifier.train_seconds,
+        "images_per_second": len(classifier.curve)
+        * classifier.steps_per_epoch
+        * recipe["batch_size"]
+        / max(classifier.train_seconds, 1e-9),
+        "device": _device_name(trainer.strategy.root_device),
+        "host": platform.node(),
+        "threads": torch.get_num_threads(),
+        "versions": {name: version(name) for name in ("torch", "lightning", "torchmetrics", "timm", "numpy")}
+        | {"python": platform.python_version()},
+        **state,
+        "config": json.loads(json.dumps(dict(config))),
+        "curve": classifier.curve,
+    }
+    save_model(folder / "model.safetensors", net.cpu(), config["model"], {"key": path.stem, "study": config["study"]})
+    try:
+        write_record(path, record)
+    except OSError as error:
+        raise OSError(
+            f"could not write {path} ({error.strerror or error}): free some space and give the same command again; "
+            "the trained weights are kept"
+        ) from error
+    last.unlink(missing_ok=True)
+
+
+def _quieten() -> None:
+    """Keep Lightning's advice on settings that are meant as they are out of a sweep's output."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for pattern in (
+        "Checkpoint directory",
+        "`isinstance",
+        "The '.*_dataloader' does not have many workers",
+        "GPU available",
+    ):
+        warnings.filterwarnings("ignore", f".*{pattern}.*")
+
+
+def _fit(trainer: L.Trainer, classifier: Classifier, data: L.LightningDataModule, checkpoint: Path | None) -> None:
+    """Run the fit loop; Ctrl-C comes out as KeyboardInterrupt (Lightning turns it into an exit)."""
+    try:
+        trainer.fit(
+            classifier,
+            train_dataloaders=data.train_dataloader(),
+            val_dataloaders=data.val_dataloader(),
+            ckpt_path=checkpoint,
+            weights_only=True,
+        )
+    except SystemExit as error:
+        raise KeyboardInterrupt from error
+
+
+def _usable_checkpoint(path: Path, classifier: Classifier) -> bool:
+    """Say whether a run can go on from `path`. A damaged file is set aside with a warning.
+
+    Raises ValueError for the checkpoint of another network.
+    """
+    if not path.exists():
+        return False
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    except Exception as error:  # torch.load has no error type of its own for a truncated file
+        aside = _set_aside(path)
+        log.warning("%s is damaged (%s); set aside as %s, the row is run again", path, one_line(error), aside.name)
+        return False
+    check_state_dict(path, state, classifier.state_dict())
+    log.info("continuing from %s", path)
+    return True
+
+
+def check_state_dict(path: Path, found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
+    """Raise ValueError where two state dicts differ in names or shapes, naming the first difference."""
+    for name in expected.keys() | found.keys():
+        if name not in found or name not in expected:
+            difference = f"{name} is {'missing' if name not in found else 'unexpected'}"
+        elif found[name].shape != expected[name].shape:
+            difference = f"{name} is {tuple(found[name].shape)} there and {tuple(expected[name].shape)} here"
+        else:
+            continue
+        raise ValueError(
+            f"{path} is the checkpoint of another architecture ({difference}): move it away, or use another study"
+        )
+
+
+def _locality(net: torch.nn.Module) -> list[dict[str, Any]]:
+    """Return the locality profile of every spatial layer, as trained and after the injection."""
+    profiles = []
+    for name, layer in net.named_modules():
+        if isinstance(layer, SetSharingFC):
+            before, after = (
+                [round(share, 6) for share in locality_profile(layer.merged(branches=b)[0], layer.size)]
+                for b in (False, True)
+            )
+            profiles.append({"layer": name, "size": list(layer.size), "trained": before, "injected": after})
+    return profiles
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.processor() or platform.machine()} CPU"
+
+
+def git_state() -> dict[str, Any]:
+    """Return the commit of the code and whether the tree differs from it (records do not count); None outside git."""
+    here = Path(__file__).resolve().parent
+
+    def git(*arguments: str) -> str | None:
+        with contextlib.suppress(OSError, subprocess.CalledProcessError):
+            return subprocess.run(
+                ["git", "-C", str(here), *arguments], check=True, capture_output=True, text=True
+            ).stdout.strip()
+        return None
+
+    commit = git("rev-parse", "HEAD")
+    changes = git("status", "--porcelain", "--", ":/", ":(top,exclude)results")
+    return {"commit": commit, "dirty": None if changes is None else bool(changes)}

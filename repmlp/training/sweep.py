@@ -1,0 +1,107 @@
+"""How a sweep is told: which row of how many runs, the time left, and at the end every row that failed.
+
+`SweepReport` is a Hydra callback (experiments/conf/config.yaml names it). Rows may run in other processes or on other
+machines, so what they tell each other lies in files of the sweep's own folder.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+from repmlp.training.rows import Outcome
+
+log = logging.getLogger(__name__)
+
+PLAN, OUTCOMES = "plan.json", "outcomes"
+
+
+class SweepReport(Callback):
+    """Count the rows before a sweep, name its failed rows after it; one that failed makes the exit status 1."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
+        overrides = OverridesParser.create().parse_overrides(params + list(config.hydra.overrides.task))
+        rows = BasicSweeper.split_arguments(overrides, None)[0]
+        start_plan(Path(config.hydra.sweep.dir), len(rows))
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        finish(Path(config.hydra.sweep.dir))
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        start_plan(Path(config.hydra.run.dir), 1)
+
+    def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
+        finish(Path(config.hydra.run.dir))
+
+
+def start_plan(folder: Path, rows: int) -> None:
+    """Write down how many rows there are and when they were started."""
+    (folder / OUTCOMES).mkdir(parents=True, exist_ok=True)
+    (folder / PLAN).write_text(json.dumps({"rows": rows, "started": time.time()}))
+
+
+def outcomes(folder: Path) -> list[Outcome]:
+    """Read how the rows ended so far, in the order of the rows."""
+    return [Outcome(**json.loads(path.read_text())) for path in sorted((folder / OUTCOMES).glob("*.json"))]
+
+
+def note_outcome(folder: Path, number: int, outcome: Outcome) -> None:
+    """Write down how row `number` (from 0) ended, in one step, for whoever looks meanwhile."""
+    path = folder / OUTCOMES / f"{number:05d}.json"
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(outcome.as_dict()))
+    partial.replace(path)
+
+
+def progress_line(folder: Path, number: int, label: str) -> str:
+    """Say which row this is of how many, and about how long the rest takes, from the rows trained in this sweep."""
+    plan = json.loads((folder / PLAN).read_text())
+    ended = outcomes(folder)
+    trained = [o for o in ended if o.state == "finished"]
+    line = f"row {number + 1}/{plan['rows']}: {label}"
+    if trained:
+        # Wall time over trained rows, not the mean of their times: right for rows side by side too.
+        left = (time.time() - plan["started"]) / len(trained) * (plan["rows"] - len(ended))
+        line += f" (about {format_seconds(left)} left)"
+    return line
+
+
+def format_seconds(seconds: float) -> str:
+    minutes, hours = seconds / 60, seconds / 3600
+    return f"{hours:.1f} h" if hours >= 2 else f"{minutes:.0f} min" if minutes >= 2 else f"{seconds:.0f} s"
+
+
+def outcome_line(outcome: Outcome, number: int) -> str:
+    if outcome.state == "finished":
+        return f"row {number + 1} finished in {format_seconds(outcome.seconds)}: {outcome.label}"
+    if outcome.state == "skipped":
+        note = f" ({outcome.message})" if outcome.message else ""
+        return f"row {number + 1} skipped, it is finished already: {outcome.label}{note}"
+    if outcome.state == "busy":
+        return f"row {number + 1} left alone, {outcome.message}: {outcome.label}"
+    return f"row {number + 1} FAILED: {outcome.label}: {outcome.message}"
+
+
+def finish(folder: Path) -> None:
+    """Print the summary of a sweep; raises SystemExit(1) where a row failed or never reported."""
+    rows = json.loads((folder / PLAN).read_text())["rows"]
+    ended = outcomes(folder)
+    counts = {state: sum(o.state == state for o in ended) for state in ("finished", "skipped", "busy", "failed")}
+    counts["without a report"] = rows - len(ended)
+    summary = ", ".join(f"{n} {state}" for state, n in counts.items() if n)
+    print(f"{rows} row{'s' if rows > 1 else ''}: {summary}", file=sys.stderr)
+    for number, outcome in enumerate(ended):
+        if outcome.state in ("failed", "busy"):
+            print(outcome_line(outcome, number), file=sys.stderr)
+    if counts["failed"] or counts["without a report"]:
+        raise SystemExit(1)
