@@ -9,7 +9,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from repmlp.repmlpnet import RepMLPNet
 from repmlp.resmlp import ResMLP
@@ -59,11 +59,18 @@ def load_model(path: Path | str) -> tuple[nn.Module, dict[str, str]]:
     config = json.loads(metadata["repmlp_model"])
     merged = not any(".local_perceptron." in name or ".channel_perceptron.norm." in name for name in state)
     model = build_model(config, int(metadata["num_classes"]), inference_mode=merged)
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    wrong = [name for name, t in model.state_dict().items() if name in state and state[name].shape != t.shape]
-    if missing or unexpected or wrong:
-        raise ValueError(
-            f"{path} does not hold the {config['arch']} that it names: "
-            f"missing {missing[:1] or 'none'}, unexpected {unexpected[:1] or 'none'}"
-        )
+    check_state_dict(path, state, model.state_dict())
+    model.load_state_dict(state)
     return model.eval(), metadata
+
+
+def check_state_dict(path: Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raise ValueError where two state dicts differ in names or shapes, naming the first difference."""
+    for name in dict.fromkeys([*expected, *found]):
+        if name not in found or name not in expected:
+            difference = f"{name} is {'missing' if name not in found else 'unexpected'}"
+        elif found[name].shape != expected[name].shape:
+            difference = f"{name} is {tuple(found[name].shape)} there and {tuple(expected[name].shape)} here"
+        else:
+            continue
+        raise ValueError(f"{path} is the checkpoint of another architecture: {difference}")

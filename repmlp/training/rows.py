@@ -33,7 +33,7 @@ from repmlp.cost import count_macs, count_params, count_params_paper
 from repmlp.data import build_data
 from repmlp.layers import SetSharingFC
 from repmlp.locality import locality_profile
-from repmlp.models import build_model, save_model
+from repmlp.models import build_model, check_state_dict, save_model
 from repmlp.results import BadRecord, config_key, read_record, record_path, write_record
 from repmlp.training.callbacks import EpochLine, KernelImages
 from repmlp.training.classifier import Classifier
@@ -330,23 +330,12 @@ def _usable_checkpoint(path: Path, classifier: Classifier) -> bool:
         aside = _set_aside(path)
         log.warning("%s is damaged (%s); set aside as %s, the row is run again", path, one_line(error), aside.name)
         return False
-    check_state_dict(path, state, classifier.state_dict())
+    try:
+        check_state_dict(path, state, classifier.state_dict())
+    except ValueError as error:
+        raise ValueError(f"{error}: move it away, or use another study") from error
     log.info("continuing from %s", path)
     return True
-
-
-def check_state_dict(path: Path, found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
-    """Raise ValueError where two state dicts differ in names or shapes, naming the first difference."""
-    for name in expected.keys() | found.keys():
-        if name not in found or name not in expected:
-            difference = f"{name} is {'missing' if name not in found else 'unexpected'}"
-        elif found[name].shape != expected[name].shape:
-            difference = f"{name} is {tuple(found[name].shape)} there and {tuple(expected[name].shape)} here"
-        else:
-            continue
-        raise ValueError(
-            f"{path} is the checkpoint of another architecture ({difference}): move it away, or use another study"
-        )
 
 
 def _locality(net: torch.nn.Module) -> list[dict[str, Any]]:

@@ -1,0 +1,37 @@
+# make setup   virtual environment in .venv with everything the project needs
+# make test    set up, run the tests
+# make demo    set up, run the locality sweep on the embedded data set, show its table and kernel heatmap
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: setup test demo lint lock clean
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml requirements.lock
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --upgrade pip
+	$(RUN) -m pip install --constraint requirements.lock --editable '.[all]'
+	touch $@
+
+test: setup
+	$(RUN) -m pytest
+
+demo: setup
+	$(RUN) experiments/ablate.py +sweep=demo
+	$(RUN) analysis/make_tables.py --study demo
+	$(RUN) analysis/plot_curves.py demo
+	$(RUN) analysis/plot_kernels.py --study demo
+
+lint: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+# Pin what is installed now; the markers keep the pins to the Pythons that they were resolved for.
+lock: setup
+	{ echo '# made by `make lock`'; $(RUN) -m pip freeze --exclude-editable | grep -v '^repmlp' \
+	| sed 's/$$/ ; python_version >= "3.11" and sys_platform == "linux"/'; } > requirements.lock
+	touch $(VENV)/.ready
+
+clean:
+	rm -rf $(VENV) outputs results/demo

@@ -1,0 +1,274 @@
+"""Set the records beside the paper's figures: Tables 4 and 5, and one table for every other study.
+
+    python analysis/make_tables.py                  # all studies below results/ -> results/tables/
+    python analysis/make_tables.py --study demo     # one study
+
+Every table is written as Markdown, LaTeX and CSV and printed as Markdown. Figures of ours come from records alone;
+'difference' is filled only where a record was made by the paper's full recipe. Parameters and MACs are counted here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from repmlp import build_model
+from repmlp.cost import count_macs, count_params, count_params_paper
+from repmlp.results import load_records
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# The networks of Tables 4 and 5 without what their rows vary.
+MODELS: dict[str, dict[str, Any]] = {
+    "repmlpnet_cifar": {
+        "arch": "repmlpnet", "img_size": 32, "stem_stride": 2, "channels": [128, 256], "blocks": [6, 6],
+    },
+    "resmlp12_cifar": {
+        "arch": "resmlp", "img_size": 32, "patch_size": 2, "depth": 12, "width": 256, "layer_scale": 0.1,
+    },
+    "repmlpnet_t224": {
+        "arch": "repmlpnet", "img_size": 224, "stem_stride": 4, "channels": [64, 128, 256, 512], "blocks": [2, 2, 6, 2],
+    },
+    "repmlpnet_d256": {
+        "arch": "repmlpnet", "img_size": 256, "stem_stride": 4, "channels": [80, 160, 320, 640],
+        "blocks": [2, 2, 18, 2],
+    },
+}  # fmt: skip
+CLASSES = {"cifar100": 100, "imagenet": 1000}
+
+# The recipe of the paper's CIFAR-100 rows; a record of any other has no 'difference'.
+PAPER_RECIPE: dict[str, Any] = {
+    "epochs": 100, "batch_size": 128, "lr_per_256": 0.002, "weight_decay": 0.1, "betas": [0.9, 0.999],
+    "warmup_epochs": 10, "clip_norm": 5.0, "label_smoothing": 0.1,
+}  # fmt: skip
+PAPER_DATA: dict[str, Any] = {"name": "cifar100", "n_train": None, "holdout": 0.0, "pad": 4, "flip": True}
+VARIED = ("name", "kernels", "share_sets", "global_perceptron")
+
+
+def is_full_recipe(record: Mapping[str, Any]) -> bool:
+    """Say whether a record was made by the paper's recipe, on the whole data set, with the paper's network."""
+    config = record["config"]
+    data = {k: v for k, v in config["data"].items() if k not in ("root", "download")}
+    model = {k: v for k, v in config["model"].items() if k not in VARIED}
+    return config["recipe"] == PAPER_RECIPE and data == PAPER_DATA and model == MODELS.get(record["model"])
+
+
+def branches(kernels: tuple[int, ...] | list[int]) -> str:
+    """Write branch sizes as a table shows them."""
+    return "+".join(f"{k}x{k}" for k in kernels) or "none"
+
+
+@cache
+def counts(
+    name: str, classes: int, kernels: tuple[int, ...], share_sets: tuple[int, ...], gate: bool | None
+) -> tuple[int, int, int]:
+    """Count (params, params by the paper's rule for ResMLP, MACs) of a row of the paper."""
+    config: dict[str, Any] = {**MODELS[name], "kernels": list(kernels)}
+    if share_sets:
+        config |= {"share_sets": list(share_sets), "global_perceptron": gate}
+    with torch.device("meta"):
+        model = build_model(config, classes)
+    return count_params(model), count_params_paper(model), count_macs(model, config["img_size"])
+
+
+def read_paper() -> pd.DataFrame:
+    """Read the printed figures; kernels and share_sets as tuples, global_perceptron as True, False or None."""
+    paper = pd.read_csv(Path(__file__).with_name("paper.csv"), dtype=str, keep_default_na=False)
+    for column in ("kernels", "share_sets"):
+        paper[column] = [tuple(int(n) for n in text.split()) for text in paper[column]]
+    paper["global_perceptron"] = [{"yes": True, "no": False, "": None}[text] for text in paper["global_perceptron"]]
+    paper["top1_pct"] = paper["top1_pct"].astype(float)
+    return paper
+
+
+def mean_std(values: pd.Series) -> str:
+    """Write mean ± standard deviation, and n; no deviation for one value."""
+    if len(values) == 0:
+        return ""
+    deviation = f" ± {values.std():.2f}" if len(values) > 1 else ""
+    return f"{values.mean():.2f}{deviation} (n={len(values)})"
+
+
+def paper_table(number: str, records: pd.DataFrame) -> pd.DataFrame:
+    """Make Table 4 or 5: the paper's top-1, ours by the full recipe, the difference, and the costs of both."""
+    paper = read_paper()
+    rows = []
+    for row in paper[paper["table"] == number].itertuples():
+        ours = pd.Series(dtype=float)
+        if len(records):
+            same = [
+                is_full_recipe(r)
+                and (r["data"], r["model"], tuple(r["kernels"])) == (row.data, row.model, row.kernels)
+                and tuple(r["share_sets"] or ()) == row.share_sets
+                and r["global_perceptron"] == row.global_perceptron
+                for r in records.to_dict("records")
+            ]
+            ours = records[same].drop_duplicates("seed")["top1_pct"]
+        base = counts(row.model, CLASSES[row.data], (), row.share_sets, row.global_perceptron)
+        params, params_rule, macs = counts(
+            row.model, CLASSES[row.data], row.kernels, row.share_sets, row.global_perceptron
+        )
+        cells = {"data": row.data, "model": row.model, "branches": branches(row.kernels)}
+        if number == "4":
+            cells |= {"share-sets": list(row.share_sets), "Global Perceptron": "yes" if row.global_perceptron else "no"}
+        extra = number == "5" and row.kernels
+        rows.append(
+            {
+                **cells,
+                "paper top-1": f"{row.top1_pct:.2f}",
+                "ours top-1": mean_std(ours),
+                "difference": f"{ours.mean() - row.top1_pct:+.2f}" if len(ours) else "",
+                "paper MACs": row.macs_printed,
+                "our MACs": f"+{macs - base[2]:,}" if extra else f"{macs:,}",
+                "paper params": row.params_printed,
+                "our params": f"+{params - base[0]:,}" if extra else f"{params:,}",
+                **(
+                    {"our params, BN as 4": f"+{params_rule - base[1]:,}" if extra else f"{params_rule:,}"}
+                    if number == "5"
+                    else {}
+                ),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def standard_error(rows: pd.DataFrame) -> float:
+    """Return the standard error of a cell's mean top-1 in points: over seeds, or of the images where n is 1."""
+    if len(rows) > 1:
+        return rows["top1_pct"].std() / len(rows) ** 0.5
+    p = rows["top1_pct"].iloc[0] / 100
+    return 100 * (p * (1 - p) / rows["n_eval"].iloc[0]) ** 0.5
+
+
+def study_table(records: pd.DataFrame) -> pd.DataFrame:
+    """Make the table of one study: every cell's accuracy as trained and merged, and its gain over its first cell.
+
+    The gain is over the row of the same network with the fewest branches; 'clear' says whether it exceeds twice its
+    standard error.
+    """
+    records = records.copy()
+    records["share_sets"] = [tuple(s) if isinstance(s, list) else () for s in records["share_sets"]]
+    records["kernels"] = [tuple(k) for k in records["kernels"]]
+    records["gate"] = [g if isinstance(g, bool) else None for g in records["global_perceptron"]]
+    records["order"] = [(len(k), k) for k in records["kernels"]]
+    # texture and arrangement: whatever a data set's labels are made of
+    parts = [
+        name
+        for name in records.columns
+        if name.endswith("_pct") and not name.endswith("_merged_pct") and name not in ("top1_pct", "top5_pct")
+    ]
+    rows: list[dict[str, Any]] = []
+    cells = sorted(
+        records.groupby(["model", "order", "share_sets", "gate"], dropna=False, sort=False),
+        key=lambda cell: (*tuple(map(str, (cell[0][0],))), cell[0][2], str(cell[0][3]), cell[0][1]),
+    )
+    reference: tuple[str, pd.DataFrame] | None = None
+    for (model, _, share_sets, gate), cell in cells:
+        if reference is None or reference[0] != model:
+            reference = (model, cell)
+            gain, clear = "", ""
+        else:
+            points = cell["top1_pct"].mean() - reference[1]["top1_pct"].mean()
+            error = (standard_error(cell) ** 2 + standard_error(reference[1]) ** 2) ** 0.5
+            gain, clear = f"{points:+.2f} ± {error:.2f}", "yes" if abs(points) > 2 * error else "no"
+        rows.append(
+            {
+                "model": model,
+                "branches": branches(cell["kernels"].iloc[0]),
+                "share-sets": list(share_sets) if share_sets else "1",
+                "Global Perceptron": {True: "yes", False: "no", None: "-"}[gate if isinstance(gate, bool) else None],
+                "top-1": mean_std(cell["top1_pct"]),
+                "merged top-1": f"{cell['top1_merged_pct'].mean():.2f}",
+                "gain ± SE": gain,
+                "clear": clear,
+                **{name.removesuffix("_pct"): f"{cell[name].mean():.2f}" for name in parts},
+                "merge error": f"{cell['merge_error'].max():.1e}",
+                "params": f"{cell['params'].iloc[0]:,}",
+                "MACs": f"{cell['macs'].iloc[0]:,}",
+                "s a run": f"{cell['train_seconds'].mean():.0f}",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def scale_line(records: pd.DataFrame) -> str:
+    """Say in one line at which scale a study was run."""
+    first = records.iloc[0]
+
+    def values(name: str) -> str:
+        return ", ".join(f"{v:,}" for v in sorted(set(records[name])))
+
+    return (
+        f"{first['data']}, {values('n_train')} training images, {values('epochs')} epochs, "
+        f"batch {values('batch_size')}, evaluated on {values('n_eval')} images after the last epoch."
+    )
+
+
+PAPER_NOTES = {
+    "4": "Paper: RepMLPNet Table 4 (ImageNet, RepMLPNet-T224). 'ours' is empty until records of the full recipe exist.",
+    "5": (
+        "Paper: RepMLPNet Table 5. Extra MACs and params are those of the training-time model. Params count learnable "
+        "numbers; the paper's ResMLP rows count a branch's batch norm as four numbers a channel (its running mean and "
+        "variance too), its RepMLPNet rows as two: both counts are given. The '+20K', '+60K', '+10M' and '+26M' that "
+        "the paper prints for ImageNet do not follow from its own network. 'ours' and 'difference' hold records of the "
+        "full recipe alone (100 epochs, 50,000 images, batch 128), last epoch, test set."
+    ),
+}
+STUDY_NOTE = (
+    "Not the paper's recipe, so not comparable with its figures. Gains are over the network's first row; SE over "
+    "seeds, or from the number of test images where n = 1 (which leaves out the variation between seeds); 'clear' "
+    "where the gain exceeds twice its SE."
+)
+
+
+def emit(name: str, title: str, note: str, table: pd.DataFrame, folder: Path) -> None:
+    """Write one table in three formats and print it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = f"## {title}\n\n{note}\n\n{table.to_markdown(index=False, disable_numparse=True)}\n"
+    (folder / f"{name}.md").write_text(text)
+    escaped = table.astype(str)
+    (folder / f"{name}.tex").write_text(
+        escaped.style.hide(axis="index").to_latex(hrules=True, **_latex(escaped, title))
+    )
+    table.to_csv(folder / f"{name}.csv", index=False)
+    print(text)
+
+
+def _latex(table: pd.DataFrame, title: str) -> dict[str, Any]:
+    """Escape what LaTeX would take for markup; the Styler leaves text as it is."""
+    marks = {"_": r"\_", "%": r"\%", "&": r"\&", "±": r"$\pm$"}
+    for column in table.columns:
+        table[column] = table[column].map(lambda text: "".join(marks.get(c, c) for c in text))
+    return {"caption": title.replace("_", r"\_")}
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=ROOT / "results", help="folder of the records")
+    parser.add_argument("--study", help="make the table of this study only")
+    parser.add_argument("--out", type=Path, help="folder for the tables (default: RESULTS/tables, or the study's own)")
+    options = parser.parse_args(argv)
+    records = load_records(options.results, options.study)
+    if options.study and not len(records):
+        studies = sorted(p.parent.name for p in options.results.glob("*/records"))
+        there = ", ".join(studies) or "none"
+        sys.exit(f"error: no records of study {options.study!r} in {options.results}; there is: {there}")
+    out = options.out or (options.results / options.study if options.study else options.results / "tables")
+    if not options.study:
+        for number in ("4", "5"):
+            emit(f"table{number}", f"Table {number}", PAPER_NOTES[number], paper_table(number, records), out)
+    for study, rows in records.groupby("study") if len(records) else ():
+        full = all(is_full_recipe(r) for r in rows.to_dict("records"))
+        note = scale_line(rows) + " " + ("The paper's recipe." if full else STUDY_NOTE)
+        emit(f"study_{study}", f"Study {study}", note, study_table(rows), out)
+
+
+if __name__ == "__main__":
+    main()

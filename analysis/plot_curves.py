@@ -1,0 +1,90 @@
+"""Draw a study's accuracy by epoch, and how local its kernels are, from its records.
+
+python analysis/plot_curves.py locality_cifar100        # -> results/locality_cifar100/curves.png and .pdf
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import matplotlib
+import pandas as pd
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from make_tables import branches
+
+from repmlp.locality import uniform_profile
+from repmlp.results import load_records
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def mean_curve(runs: pd.DataFrame, field: str) -> pd.Series:
+    """Return the mean over runs of one field of their curves, by epoch counted from 1."""
+    curves = [
+        pd.Series({entry["epoch"] + 1: entry[field] for entry in curve if field in entry}) for curve in runs["curve"]
+    ]
+    return pd.concat(curves, axis=1).mean(axis=1)
+
+
+def near_share(runs: pd.DataFrame, which: str, distance: int = 1) -> pd.Series:
+    """Return the mean over runs of the share of |weight| within `distance`, by spatial layer."""
+    return pd.concat(
+        [pd.Series([layer[which][distance] for layer in locality]) for locality in runs["locality"]], axis=1
+    ).mean(axis=1)
+
+
+def draw(records: pd.DataFrame, title: str, stem: Path) -> list[Path]:
+    """Draw one row of panels a network: top-1, training loss, and locality of the merged and of the bare kernels."""
+    records = records.assign(label=[branches(kernels) for kernels in records["kernels"]])
+    models = sorted(set(records["model"]))
+    figure, axes = plt.subplots(len(models), 3, figsize=(15, 4.2 * len(models)), layout="constrained", squeeze=False)
+    for row, model in zip(axes, models, strict=True):
+        of_model = records[records["model"] == model]
+        for number, (label, runs) in enumerate(of_model.groupby("label", sort=False)):
+            colour = f"C{number}"
+            for axis, field in zip(row, ("top1_pct", "train_loss"), strict=False):
+                curve = mean_curve(runs, field)
+                axis.plot(curve.index, curve, color=colour, marker="o", ms=3, label=f"{label} (n={len(runs)})")
+            row[2].plot(100 * near_share(runs, "injected"), color=colour, marker="o", ms=4, label=f"{label}, injected")
+            row[2].plot(100 * near_share(runs, "trained"), color=colour, ls=":", label=f"{label}, FC alone")
+        flat = [uniform_profile(tuple(layer["size"]))[1] for layer in of_model["locality"].iloc[0]]
+        row[2].plot([100 * share for share in flat], color="grey", ls="--", label="flat kernel")
+        for axis, name, label in zip(
+            row,
+            ("top-1 of the net as trained", "training loss", "share of |weight| within distance 1"),
+            ("%", "cross-entropy", "%"),
+            strict=True,
+        ):
+            axis.set_title(f"{model}: {name}", fontsize=10)
+            axis.set_ylabel(label)
+            axis.set_xlabel("epoch" if axis is not row[2] else "spatial layer")
+            axis.grid(alpha=0.3)
+            axis.legend(fontsize=7)
+    figure.suptitle(title)
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    paths = [stem.with_suffix(".png"), stem.with_suffix(".pdf")]
+    for path in paths:
+        figure.savefig(path, dpi=110, metadata={"CreationDate": None} if path.suffix == ".pdf" else None)
+    plt.close(figure)
+    return paths
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study")
+    parser.add_argument("--results", type=Path, default=ROOT / "results")
+    options = parser.parse_args(argv)
+    records = load_records(options.results, options.study)
+    if not len(records):
+        sys.exit(f"error: no records of study {options.study!r} in {options.results}")
+    records = records.sort_values("kernels", key=lambda column: column.map(lambda k: (len(k), *k)))
+    for path in draw(records, f"study {options.study}", options.results / options.study / "curves"):
+        print(path)
+
+
+if __name__ == "__main__":
+    main()

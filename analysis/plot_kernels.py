@@ -1,0 +1,169 @@
+"""Draw the paper's kernel heatmap: what one output point sees, as trained and after Locality Injection.
+
+    python analysis/plot_kernels.py outputs/locality_cifar100/KEY/model.safetensors
+    python analysis/plot_kernels.py --study demo            # the study's net with the most branches
+    python analysis/plot_kernels.py FILE --block 3 --share-set 0 --point 6,6
+
+Paper: RepMLPNet Figure 3 and Appendix A: log of |w| over the matrix's smallest |w|. Marked: the output point (purple),
+the largest convolution kernel around it (blue), and the strongest points outside it that exceed some point inside (red,
+dashed). PNG and PDF; and in numbers, the share of |weight| within distance 0, 1, 2, ... of the output point.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import matplotlib
+import torch
+from torch import Tensor
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.patches import Rectangle
+
+from repmlp import SetSharingFC, load_model
+from repmlp.locality import kernel_map, locality_profile, uniform_profile
+from repmlp.results import load_records
+
+ROOT = Path(__file__).resolve().parents[1]
+MOST_MARKED = 8  # red squares a panel; more would cover the picture
+
+
+def spatial_layers(model: torch.nn.Module) -> list[tuple[str, SetSharingFC]]:
+    """List the spatial layers of a network in order, with their names."""
+    return [(name, layer) for name, layer in model.named_modules() if isinstance(layer, SetSharingFC)]
+
+
+def outside_stronger(values: Tensor, point: tuple[int, int], kernel: int) -> list[tuple[int, int]]:
+    """List the points outside the kernel's box that exceed some point inside it, strongest first.
+
+    values: (h, w). A kernel of 0 (no branches) has no box and gives none.
+    """
+    if kernel == 0:
+        return []
+    h, w = values.shape
+    reach = kernel // 2
+    y, x = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
+    inside = ((y - point[0]).abs() <= reach) & ((x - point[1]).abs() <= reach)
+    stronger = torch.nonzero(~inside & (values > values[inside].min()))
+    return sorted(map(tuple, stronger.tolist()), key=lambda p: -float(values[p]))
+
+
+def draw(layer: SetSharingFC, title: str, share_set: int, point: tuple[int, int], stem: Path) -> list[Path]:
+    """Draw the two panels of one layer to STEM.png and STEM.pdf."""
+    kernel = max(layer.kernels, default=0)
+    with torch.no_grad():
+        weights = [layer.merged(branches=injected)[0] for injected in (False, True)]
+    panels = [kernel_map(weight, layer.size, share_set, point) for weight in weights]
+    top = max(float(panel.max()) for panel in panels)
+    figure, axes = plt.subplots(1, 2, figsize=(10, 5.2), layout="constrained")
+    for axis, panel, weight, name in zip(
+        axes, panels, weights, ("trained FC kernel", "after Locality Injection"), strict=True
+    ):
+        image = axis.imshow(panel, cmap="viridis", vmin=0, vmax=top)
+        stronger = outside_stronger(panel, point, kernel)
+        for y, x in stronger[:MOST_MARKED]:
+            axis.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, ec="red", ls="--", lw=1.5))
+        if kernel:
+            corner = (point[1] - kernel / 2, point[0] - kernel / 2)
+            axis.add_patch(Rectangle(corner, kernel, kernel, fill=False, ec="deepskyblue", lw=2.5))
+        axis.add_patch(Rectangle((point[1] - 0.5, point[0] - 0.5), 1, 1, fill=False, ec="magenta", lw=2.5))
+        near = locality_profile(weight, layer.size)[max(kernel // 2, 1)]
+        outside = f"; {len(stronger)} outside exceed some inside" if kernel else ""
+        axis.set_title(
+            f"{name}\n{100 * near:.1f} % of |weight| within distance {max(kernel // 2, 1)}{outside}", fontsize=10
+        )
+        axis.set_xticks([])
+        axis.set_yticks([])
+    figure.colorbar(image, ax=axes, shrink=0.8, label="log(|w| / min |W|)")
+    figure.suptitle(f"{title}, share-set {share_set}, output point {point} (from 0)", fontsize=11)
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    paths = [stem.with_suffix(".png"), stem.with_suffix(".pdf")]
+    for path in paths:
+        figure.savefig(path, dpi=130, metadata={"CreationDate": None} if path.suffix == ".pdf" else None)
+    plt.close(figure)
+    return paths
+
+
+def print_profiles(layers: list[tuple[str, SetSharingFC]]) -> None:
+    """Print the share of |weight| within distance 0, 1, 2, 3 of the output point, per layer, beside a flat kernel's."""
+    print("share of |weight| within distance 0, 1, 2, 3 of the output point (mean over output points and share-sets)")
+    for name, layer in layers:
+        with torch.no_grad():
+            before, after = (locality_profile(layer.merged(branches=b)[0], layer.size) for b in (False, True))
+        rows = {"flat": uniform_profile(layer.size), "trained": before, "injected": after}
+        text = " | ".join(f"{label} " + " ".join(f"{100 * s:5.1f}" for s in row[:4]) for label, row in rows.items())
+        print(f"{name:45s} {text} %")
+
+
+def find_checkpoint(study: str, results: Path, outputs: Path) -> Path:
+    """Return the weights of the study's finished run with the most branches (a RepMLPNet where there is one)."""
+    records = load_records(results, study)
+    candidates = [
+        (
+            r["model"].startswith("repmlpnet"),
+            len(r["kernels"]),
+            -r["seed"],
+            outputs / study / r["key"] / "model.safetensors",
+        )
+        for r in (records.to_dict("records") if len(records) else ())
+    ]
+    present = [c for c in candidates if c[-1].exists()]
+    if not present:
+        sys.exit(f"error: no weights of study {study!r} below {outputs}: run its sweep first, or name a file")
+    return max(present)[-1]
+
+
+def parse_point(text: str) -> tuple[int, int]:
+    y, x = (int(part) for part in text.split(","))
+    return y, x
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path, nargs="?", help="model.safetensors of a trained run")
+    parser.add_argument("--study", help="take the run with the most branches of this study instead")
+    parser.add_argument("--block", type=int, help="spatial layer, counted from 0 (default: the middle one)")
+    parser.add_argument("--share-set", type=int, default=0, help="share-set, counted from 0")
+    parser.add_argument(
+        "--point", type=parse_point, help="output point y,x counted from 0 (default: 6,6 on a 16x16 map)"
+    )
+    parser.add_argument("--all-blocks", action="store_true", help="draw every spatial layer")
+    parser.add_argument("--results", type=Path, default=ROOT / "results")
+    parser.add_argument("--outputs", type=Path, default=ROOT / "outputs")
+    parser.add_argument(
+        "--out", type=Path, help="folder for the pictures (default: RESULTS/STUDY, else RESULTS/figures)"
+    )
+    options = parser.parse_args(argv)
+    if (options.checkpoint is None) == (options.study is None):
+        parser.error("name a checkpoint or a --study")
+    path = options.checkpoint or find_checkpoint(options.study, options.results, options.outputs)
+    try:
+        model, metadata = load_model(path)
+        layers = spatial_layers(model)
+        chosen = (
+            range(len(layers)) if options.all_blocks else [len(layers) // 2 if options.block is None else options.block]
+        )
+        if not all(0 <= block < len(layers) for block in chosen):
+            raise ValueError(f"block {options.block} does not exist: there are {len(layers)}, counted from 0")
+        if all(layer.norm is None and layer.bias is not None and not layer.kernels for _, layer in layers):
+            print("note: this net has no branches, or was merged already; both panels are the same")
+        print_profiles(layers)
+        out = options.out or options.results / (options.study or "figures")
+        run = metadata.get("key", path.stem)
+        for block in chosen:
+            name, layer = layers[block]
+            # the paper's point on its 16x16 map, (7, 7) counted from 1, and the same share of other maps
+            point = options.point or (3 * layer.size[0] // 8, 3 * layer.size[1] // 8)
+            for written in draw(
+                layer, f"{name} of run {run}", options.share_set, point, out / f"kernel_{run}_block{block}"
+            ):
+                print(written)
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
