@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny nets: more threads only wait for each other
+
 import pytest
 import torch
 from hydra import compose, initialize_config_dir

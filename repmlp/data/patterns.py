@@ -31,7 +31,7 @@ class PatternsData(ResidentData):
         num_classes=TEXTURES * ARRANGEMENTS,
         img_size=SIDE,
         mean=(0.5, 0.5, 0.5),
-        std=(0.22, 0.22, 0.22),
+        std=(0.16, 0.16, 0.16),
         parts={
             "texture": torch.arange(TEXTURES * ARRANGEMENTS) // ARRANGEMENTS,
             "arrangement": torch.arange(TEXTURES * ARRANGEMENTS) % ARRANGEMENTS,

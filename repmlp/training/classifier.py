@@ -55,7 +55,8 @@ class Classifier(L.LightningModule):
 
     Paper: RepMLPNet Section 5.1-5.2. No weight decay on biases and one-dimensional parameters.
 
-    net: the network. recipe: epochs, warmup_epochs, lr_per_256, weight_decay, betas, label_smoothing, batch_size.
+    net: the network. recipe: epochs, warmup_epochs, lr_per_256, weight_decay, betas, clip_norm,
+    label_smoothing, batch_size.
     steps_per_epoch: optimizer steps. num_classes: K. parts: see PartAccuracy. seed: of the run.
     `curve` holds one entry an epoch and is kept in checkpoints, as is `train_seconds` (evaluation not counted).
     Raises FloatingPointError at the end of an epoch whose loss is not finite.
@@ -96,6 +97,10 @@ class Classifier(L.LightningModule):
         warmup = recipe["warmup_epochs"] * self.steps_per_epoch
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine_with_warmup(step, total, warmup))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> None:
+        # Lightning refuses to clip for a fused optimizer under autocast, though only float16's loss scaling forbids it.
+        nn.utils.clip_grad_norm_(self.net.parameters(), self.recipe["clip_norm"])
 
     def on_train_epoch_start(self) -> None:
         self._started = time.perf_counter()

@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 
 PATHS = ("root", "download")  # fields of `data` that say where the images come from, not which they are
 
+PRECISIONS = ("32-true", "bf16-mixed")
+
 
 @dataclass
 class Outcome:
@@ -199,6 +201,8 @@ def _train(config: Mapping[str, Any], folder: Path, path: Path) -> None:
             f"recipe.epochs={recipe['epochs']}, recipe.warmup_epochs={recipe['warmup_epochs']}: "
             "the warm-up has to be shorter than the run"
         )
+    if options["precision"] not in PRECISIONS:
+        raise ValueError(f"trainer.precision={options['precision']}: use {' or '.join(PRECISIONS)}")
     L.seed_everything(seed, verbose=False)
     data = build_data(config["data"], recipe["batch_size"], seed)
     net = build_model(config["model"], data.info.num_classes)
@@ -219,7 +223,6 @@ def _train(config: Mapping[str, Any], folder: Path, path: Path) -> None:
         accelerator=options["accelerator"],
         devices=1,
         precision=options["precision"],
-        gradient_clip_val=recipe["clip_norm"],
         check_val_every_n_epoch=options["eval_every"],
         num_sanity_val_steps=0,
         logger=[CSVLogger(folder, name="csv"), TensorBoardLogger(folder, name="tensorboard")],

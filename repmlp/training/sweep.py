@@ -100,8 +100,12 @@ def finish(folder: Path) -> None:
     counts["without a report"] = rows - len(ended)
     summary = ", ".join(f"{n} {state}" for state, n in counts.items() if n)
     print(f"{rows} row{'s' if rows > 1 else ''}: {summary}", file=sys.stderr)
+    # rows that failed for one reason (no data set, say) are named together
+    reasons: dict[tuple[str, str], list[str]] = {}
     for number, outcome in enumerate(ended):
         if outcome.state in ("failed", "busy"):
-            print(outcome_line(outcome, number), file=sys.stderr)
+            reasons.setdefault((outcome.state, outcome.message), []).append(f"row {number + 1} ({outcome.label})")
+    for (state, message), named in reasons.items():
+        print(f"{'FAILED' if state == 'failed' else 'left alone'}: {'; '.join(named)}: {message}", file=sys.stderr)
     if counts["failed"] or counts["without a report"]:
         raise SystemExit(1)

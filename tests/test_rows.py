@@ -1,0 +1,245 @@
+"""A row from configuration to record: what is in it, what skips it, what resumes it, what it does with bad input."""
+
+import errno
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, TINY, command, tiny_config
+from safetensors.torch import load_file
+
+from repmlp.results import REQUIRED, read_record, record_path
+from repmlp.training import rows
+from repmlp.training.rows import row_key, run_row
+
+# what may differ between two runs of the same row
+HOST_FIELDS = {"train_seconds", "images_per_second", "commit", "dirty", "host", "config"}
+
+
+def record_of(config: dict) -> dict:
+    return read_record(record_path(config["results_dir"], config["study"], row_key(config)))
+
+
+def run_folder(config: dict) -> Path:
+    return Path(config["output_dir"]) / config["study"] / row_key(config)
+
+
+def assert_same_result(one: dict, other: dict) -> None:
+    """Records without their host's fields, and the weights, bit for bit."""
+    a, b = ({k: v for k, v in record_of(c).items() if k not in HOST_FIELDS} for c in (one, other))
+    assert a == b
+    weights = [load_file(run_folder(c) / "model.safetensors") for c in (one, other)]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> dict:
+    """The configuration of a row that has been run."""
+    config = tiny_config(tmp_path_factory.mktemp("row"))
+    outcome = run_row(config)
+    assert outcome.state == "finished", outcome.message
+    return config
+
+
+def test_record_holds_everything(finished):
+    record = record_of(finished)
+    assert record.keys() >= REQUIRED
+    assert record["model"] == "repmlpnet_tiny" and record["kernels"] == [1, 3] and record["n_train"] == 200
+    assert [entry["epoch"] for entry in record["curve"]] == [0, 1]
+    assert record["top1_pct"] == record["curve"][-1]["top1_pct"]
+    assert record["top1_pct"] == record["top1_merged_pct"] and 0 < record["merge_error"] < 2e-6
+    assert {"texture_pct", "arrangement_pct", "texture_merged_pct"} <= record.keys()
+    assert len(record["locality"]) == 4 and record["locality"][0]["trained"][-1] == pytest.approx(1)
+    assert record["locality"][0]["injected"][1] > record["locality"][0]["trained"][1]
+    assert record["config"]["recipe"]["epochs"] == 2 and record["train_seconds"] > 0
+
+
+def test_folder_holds_weights_and_logs_but_no_checkpoint(finished):
+    names = {path.name for path in run_folder(finished).iterdir()}
+    assert {"model.safetensors", "csv", "tensorboard"} <= names and "last.ckpt" not in names
+    text = next(run_folder(finished).glob("csv/*/metrics.csv")).read_text()
+    assert "top1_pct" in text and len(text.splitlines()) == 3
+
+
+def test_finished_row_is_skipped_with_a_notice_for_another_commit(finished, monkeypatch):
+    assert (run_row(finished).state, run_row(finished).message) == ("skipped", "")
+    monkeypatch.setattr(rows, "git_state", lambda: {"commit": "f" * 40, "dirty": False})
+    assert "rerun=true" in run_row(finished).message
+
+
+def test_rerun_runs_again_and_gives_the_same(finished, tmp_path):
+    config = tiny_config(tmp_path)
+    assert run_row(config).state == "finished"
+    assert_same_result(config, finished)
+    path = record_path(config["results_dir"], config["study"], row_key(config))
+    before = path.stat().st_mtime_ns
+    assert run_row({**config, "rerun": True}).state == "finished"
+    assert path.stat().st_mtime_ns > before
+    assert_same_result(config, finished)
+
+
+def test_key_ignores_paths_and_devices_and_sees_the_rest(tmp_path):
+    key = row_key(tiny_config(tmp_path))
+    for same in ("trainer.threads=1", "output_dir=elsewhere", "trainer.eval_every=5", "study=other", "rerun=true"):
+        assert row_key(tiny_config(tmp_path, same)) == key, same
+    for other in ("seed=1", "model.kernels=[3]", "data.n_train=300", "recipe.epochs=3", "trainer.precision=bf16-mixed"):
+        assert row_key(tiny_config(tmp_path, other)) != key, other
+
+
+def test_truncated_record_is_set_aside_and_the_row_run_again(finished, tmp_path):
+    config = tiny_config(tmp_path)
+    path = record_path(config["results_dir"], config["study"], row_key(config))
+    path.parent.mkdir(parents=True)
+    path.write_text('{"study": "')
+    assert run_row(config).state == "finished"
+    assert path.with_name(path.name + ".damaged").read_text() == '{"study": "'
+    assert_same_result(config, finished)
+
+
+def test_truncated_checkpoint_is_set_aside_and_the_row_run_again(finished, tmp_path, caplog):
+    config = tiny_config(tmp_path)
+    run_folder(config).mkdir(parents=True)
+    (run_folder(config) / "last.ckpt").write_bytes(b"PK\x03\x04 half a checkpoint")
+    assert run_row(config).state == "finished"
+    assert "last.ckpt is damaged" in caplog.text
+    assert (run_folder(config) / "last.ckpt.damaged").exists()
+    assert_same_result(config, finished)
+
+
+def test_checkpoint_of_another_architecture_is_refused_and_kept(tmp_path):
+    config = tiny_config(tmp_path)
+    run_folder(config).mkdir(parents=True)
+    path = run_folder(config) / "last.ckpt"
+    torch.save({"state_dict": {"net.other": torch.zeros(3)}}, path)
+    outcome = run_row(config)
+    assert outcome.state == "failed" and "checkpoint of another architecture" in outcome.message
+    assert str(path) in outcome.message and "\n" not in outcome.message and path.exists()
+
+
+def test_full_disk_at_the_record_loses_no_training(finished, tmp_path, monkeypatch):
+    config = tiny_config(tmp_path)
+
+    def full(path, record):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(rows, "write_record", full)
+    outcome = run_row(config)
+    assert (
+        outcome.state == "failed"
+        and "No space left on device" in outcome.message
+        and "free some space" in outcome.message
+    )
+    monkeypatch.undo()
+    monkeypatch.setattr(
+        "repmlp.training.classifier.Classifier.training_step", lambda *a: pytest.fail("it trained again")
+    )
+    assert run_row(config).state == "finished"
+    assert_same_result(config, finished)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("model.share_sets=[3,16]", "share_sets=3 does not divide channels=16"),
+        ("model.kernels=[2]", "kernels=[2]: 2 is not a positive odd number"),
+        ("model.kernels=[-1]", "kernels=[-1]"),
+        ("recipe.warmup_epochs=2", "the warm-up has to be shorter"),
+        ("recipe.batch_size=1000", "batch_size=1000 is more than the 200 training images"),
+        ("data.n_train=0", "data.n_train=0"),
+        ("trainer.precision=16-mixed", "trainer.precision=16-mixed: use 32-true or bf16-mixed"),
+    ],
+)
+def test_bad_values_are_one_line(tmp_path, override, words):
+    outcome = run_row(tiny_config(tmp_path, override))
+    assert outcome.state == "failed" and words in outcome.message and "\n" not in outcome.message
+    assert (Path(tmp_path) / "outputs").exists() and not list(Path(tmp_path).glob("results/*/records/*"))
+
+
+def test_diverged_training_is_said(tmp_path):
+    outcome = run_row(tiny_config(tmp_path, "recipe.lr_per_256=1e30", "recipe.clip_norm=1e30"))
+    assert outcome.state == "failed" and "training loss is" in outcome.message and "lr_per_256" in outcome.message
+
+
+@pytest.mark.parametrize("model", ["resmlp_tiny", "repmlpnet_tiny"])
+def test_bf16_and_compile_flags(tmp_path, model):
+    overrides = [f"model={model}", "trainer.precision=bf16-mixed", "recipe.epochs=1", "recipe.warmup_epochs=0"]
+    if model == "resmlp_tiny":
+        overrides += ["trainer.compile=true", "model.depth=1", "trainer.precision=32-true"]
+    config = tiny_config(tmp_path, *overrides)
+    outcome = run_row(config)
+    assert outcome.state == "finished", outcome.message
+    assert record_of(config)["merge_error"] < 2e-6
+    assert not any("_orig_mod" in name for name in load_file(run_folder(config) / "model.safetensors"))
+
+
+def test_a_row_that_another_process_trains_is_left_alone(tmp_path):
+    config = tiny_config(tmp_path)
+    with rows._row_lock(run_folder(config)) as owner:
+        assert owner is None
+        context = multiprocessing.get_context("spawn")
+        with context.Pool(1) as pool:
+            outcome = pool.apply(run_row, (config,))
+    assert outcome.state == "busy" and f"process {os.getpid()}" in outcome.message
+    assert not record_path(config["results_dir"], config["study"], row_key(config)).exists()
+
+
+def test_the_lock_of_a_dead_process_is_taken_over(tmp_path, caplog):
+    folder = tmp_path / "row"
+    script = (
+        "import os, sys\nfrom pathlib import Path\nfrom repmlp.training.rows import _row_lock\n"
+        "with _row_lock(Path(sys.argv[1])) as owner:\n    os.kill(os.getpid(), 9)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script, str(folder)]).returncode == -signal.SIGKILL
+    dead = json.loads((folder / "owner.json").read_text())["pid"]
+    caplog.set_level("INFO")
+    with rows._row_lock(folder) as owner:
+        assert owner is None
+    assert 'taking over from a run that did not end: {"host": ' in caplog.text and str(dead) in caplog.text
+
+
+def start(config_overrides: list[str], folder: Path) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "experiments/ablate.py"), *config_overrides],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=folder,
+    )
+
+
+def wait_for_checkpoint(folder: Path, process: subprocess.Popen) -> None:
+    deadline = time.time() + 120
+    while not (folder / "last.ckpt").exists():
+        assert process.poll() is None, process.stdout.read()
+        assert time.time() < deadline, "no checkpoint in two minutes"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(("how", "status"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
+def test_an_interrupted_row_continues_bit_for_bit(tmp_path, how, status):
+    longer = ["recipe.epochs=8", "data.n_train=400"]
+    killed, whole = tiny_config(tmp_path / "killed", *longer), tiny_config(tmp_path / "whole", *longer)
+    overrides = [*TINY, *longer, f"results_dir={killed['results_dir']}", f"output_dir={killed['output_dir']}"]
+    process = start(overrides, tmp_path)
+    wait_for_checkpoint(run_folder(killed), process)
+    process.send_signal(how)
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == status, output
+    assert not record_path(killed["results_dir"], killed["study"], row_key(killed)).exists(), "killed too late"
+    if how == signal.SIGINT:
+        assert "interrupted: the same command goes on from here" in output
+    done = command("experiments/ablate.py", *overrides)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "continuing from" in done.stdout + done.stderr
+    # the undisturbed run in a process of its own too, with the same number of threads
+    undisturbed = [*TINY, *longer, f"results_dir={whole['results_dir']}", f"output_dir={whole['output_dir']}"]
+    assert command("experiments/ablate.py", *undisturbed).returncode == 0
+    assert_same_result(killed, whole)

@@ -1,0 +1,98 @@
+"""Sweeps through the command that a user types."""
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, TINY, command, compose_config
+from test_rows import start
+
+from repmlp.training.rows import Outcome
+from repmlp.training.sweep import finish, note_outcome, progress_line, start_plan
+
+ROWS = ["-m", *TINY, "recipe.epochs=1", "recipe.warmup_epochs=0", "study=s"]
+
+
+def sweep(folder: Path, *overrides: str, **kwargs):
+    return command(
+        "experiments/ablate.py", *ROWS, f"results_dir={folder}/r", f"output_dir={folder}/o", *overrides, **kwargs
+    )
+
+
+def records(folder: Path) -> list[dict]:
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("r/s/records/*.json"))]
+
+
+def test_failed_rows_are_named_and_the_others_finish(tmp_path):
+    done = sweep(tmp_path, "model.share_sets=[4,16],[3,16],[2,8],[5,16]")
+    text = done.stdout + done.stderr
+    assert done.returncode == 1
+    assert "4 rows: 2 finished, 2 failed" in text
+    assert "share_sets=3 does not divide channels=16" in text and "share_sets=5 does not divide channels=16" in text
+    assert "row 2/4:" in text and "row 4/4:" in text and "left)" in text
+    assert "Traceback" not in text
+    assert sorted(r["share_sets"] for r in records(tmp_path)) == [[2, 8], [4, 16]]
+    again = sweep(tmp_path, "model.share_sets=[4,16],[2,8]")
+    assert again.returncode == 0 and "2 rows: 2 skipped" in again.stderr
+
+
+def test_rows_side_by_side_with_joblib(tmp_path):
+    done = sweep(tmp_path, "seed=0,1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "trainer.threads=1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 rows: 2 finished" in done.stderr
+    assert sorted(r["seed"] for r in records(tmp_path)) == [0, 1]
+
+
+def test_two_sweeps_at_once_train_each_row_once(tmp_path):
+    folders = [f"results_dir={tmp_path}/r", f"output_dir={tmp_path}/o"]
+    sweeps = [start([*ROWS, *folders, "seed=0,1,2", "recipe.epochs=4"], tmp_path) for _ in range(2)]
+    outputs = [process.communicate(timeout=240)[0] for process in sweeps]
+    assert [process.returncode for process in sweeps] == [0, 0], outputs
+    assert sum(text.count(" finished in ") for text in outputs) == 3, outputs
+    assert sorted(r["seed"] for r in records(tmp_path)) == [0, 1, 2]
+    assert not list(tmp_path.glob("r/s/records/*.damaged*"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["+sweep=nonsense"], ["sweep/nonsense", "locality", "share_sets"]),
+        (["model=nonsense"], ["model/nonsense", "repmlpnet_cifar"]),
+        (["recipe.epoch=3"], ["epoch"]),
+        (["seed="], ["seed"]),
+    ],
+)
+def test_unknown_names_are_one_line(overrides, words):
+    done = command("experiments/ablate.py", *overrides)
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 1 and done.stderr.startswith("error: "), done.stderr
+    assert all(word in done.stderr for word in words), done.stderr
+
+
+def test_absent_data_is_said_once_with_the_remedy(tmp_path):
+    done = command(
+        "experiments/ablate.py", "+sweep=locality", f"data.root={tmp_path}/none", "data.download=false",
+        f"results_dir={tmp_path}/r", f"output_dir={tmp_path}/o",
+    )  # fmt: skip
+    assert done.returncode == 1
+    summary = done.stderr[done.stderr.index("8 rows: 8 failed") :]
+    assert summary.count("data=patterns") == 1 and "data.root=FOLDER" in summary
+
+
+def test_every_sweep_composes_and_has_the_rows_it_says():
+    expected = {"locality": 8, "locality_small": 8, "demo": 8, "share_sets": 2, "global_perceptron": 4, "kernels": 3}
+    assert {path.stem for path in (ROOT / "experiments/conf/sweep").glob("*.yaml")} == expected.keys()
+    for name in expected:
+        config = compose_config(f"+sweep={name}")
+        assert config["sweep"] == name
+
+
+def test_summary_counts_rows_that_never_reported(tmp_path, capsys):
+    start_plan(tmp_path, 2)
+    note_outcome(tmp_path, 0, Outcome("finished", "first", "k", seconds=3))
+    assert "row 2/2: second (about" in progress_line(tmp_path, 1, "second")
+    with pytest.raises(SystemExit):
+        finish(tmp_path)
+    assert "2 rows: 1 finished, 1 without a report" in capsys.readouterr().err
+    note_outcome(tmp_path, 1, Outcome("skipped", "second", "k"))
+    finish(tmp_path)
