@@ -49,10 +49,12 @@ def draw(records: pd.DataFrame, title: str, stem: Path) -> list[Path]:
             for axis, field in zip(row, ("top1_pct", "train_loss"), strict=False):
                 curve = mean_curve(runs, field)
                 axis.plot(curve.index, curve, color=colour, marker="o", ms=3, label=f"{label} (n={len(runs)})")
-            row[2].plot(100 * near_share(runs, "injected"), color=colour, marker="o", ms=4, label=f"{label}, injected")
-            row[2].plot(100 * near_share(runs, "trained"), color=colour, ls=":", label=f"{label}, FC alone")
+            row[2].plot(100 * near_share(runs, "injected"), color=colour, marker="o", ms=4, label=label)
+            row[2].plot(100 * near_share(runs, "trained"), color=colour, ls=":")
         flat = [uniform_profile(tuple(layer["size"]))[1] for layer in of_model["locality"].iloc[0]]
         row[2].plot([100 * share for share in flat], color="grey", ls="--", label="flat kernel")
+        row[2].plot([], [], color="black", ls=":", label="FC alone, before injection")
+        row[2].set_ylim(0, 1.5 * row[2].get_ylim()[1])  # room for the legend
         for axis, name, label in zip(
             row,
             ("top-1 of the net as trained", "training loss", "share of |weight| within distance 1"),

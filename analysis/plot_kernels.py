@@ -57,12 +57,12 @@ def draw(layer: SetSharingFC, title: str, share_set: int, point: tuple[int, int]
     with torch.no_grad():
         weights = [layer.merged(branches=injected)[0] for injected in (False, True)]
     panels = [kernel_map(weight, layer.size, share_set, point) for weight in weights]
-    top = max(float(panel.max()) for panel in panels)
-    figure, axes = plt.subplots(1, 2, figsize=(10, 5.2), layout="constrained")
+    low, top = min(float(panel.min()) for panel in panels), max(float(panel.max()) for panel in panels)
+    figure, axes = plt.subplots(1, 2, figsize=(10.5, 5.8), layout="constrained")
     for axis, panel, weight, name in zip(
         axes, panels, weights, ("trained FC kernel", "after Locality Injection"), strict=True
     ):
-        image = axis.imshow(panel, cmap="viridis", vmin=0, vmax=top)
+        image = axis.imshow(panel, cmap="viridis", vmin=low, vmax=top)
         stronger = outside_stronger(panel, point, kernel)
         for y, x in stronger[:MOST_MARKED]:
             axis.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, ec="red", ls="--", lw=1.5))
@@ -71,7 +71,7 @@ def draw(layer: SetSharingFC, title: str, share_set: int, point: tuple[int, int]
             axis.add_patch(Rectangle(corner, kernel, kernel, fill=False, ec="deepskyblue", lw=2.5))
         axis.add_patch(Rectangle((point[1] - 0.5, point[0] - 0.5), 1, 1, fill=False, ec="magenta", lw=2.5))
         near = locality_profile(weight, layer.size)[max(kernel // 2, 1)]
-        outside = f"; {len(stronger)} outside exceed some inside" if kernel else ""
+        outside = f"\n{len(stronger)} points outside the box exceed some inside" if kernel else ""
         axis.set_title(
             f"{name}\n{100 * near:.1f} % of |weight| within distance {max(kernel // 2, 1)}{outside}", fontsize=10
         )

@@ -154,6 +154,9 @@ def test_full_disk_at_the_record_loses_no_training(finished, tmp_path, monkeypat
         ("recipe.warmup_epochs=2", "the warm-up has to be shorter"),
         ("recipe.batch_size=1000", "batch_size=1000 is more than the 200 training images"),
         ("data.n_train=0", "data.n_train=0"),
+        ("seed=x", "seed='x': use a whole number"),
+        ("recipe.epochs=ten", "recipe.epochs='ten': use a whole number"),
+        ("recipe.lr_per_256=-1", "recipe.lr_per_256=-1: use a number, not negative"),
         ("trainer.precision=16-mixed", "trainer.precision=16-mixed: use 32-true or bf16-mixed"),
     ],
 )

@@ -1,9 +1,10 @@
 """Patterns: a generated data set of 100 classes = 10 local textures x 10 global arrangements; nothing to download.
 
-An image is white noise filtered by one of ten random zero-mean 3x3 kernels (the texture), whose amplitude is high in
-half of the cells of a 4x4 grid and low in the others (the arrangement), painted in a random colour over a random
-background, with random contrast and pixel noise. The phase of a texture is random everywhere, so no position-wise
-template finds it; all arrangements have the same number of high cells, so no local filter alone finds those.
+An image is sparse white noise filtered by one of ten random zero-mean 5x5 kernels (the texture), whose amplitude is
+high in half of the cells of a 4x4 grid and low in the others (the arrangement), painted in a random colour over a
+random background, with random contrast and pixel noise. The phase of a texture is random everywhere, so no
+position-wise template finds it; all arrangements have the same number of high cells, so no local filter alone finds
+those.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from repmlp.randomness import derive_seed
 TEXTURES = ARRANGEMENTS = 10
 SIDE, GRID = 32, 4
 LOW_AMPLITUDE = 0.3  # of the texture in the low cells; the high ones have 1
-NOISE = 0.25  # standard deviation of the pixel noise, in units of the texture's
+KERNEL = 5
+DENSITY = 0.08  # of the sparse noise: the share of pixels where a copy of the kernel stands
+NOISE = 0.1  # standard deviation of the pixel noise, in units of the texture's
 
 
 class PatternsData(ResidentData):
@@ -31,7 +34,7 @@ class PatternsData(ResidentData):
         num_classes=TEXTURES * ARRANGEMENTS,
         img_size=SIDE,
         mean=(0.5, 0.5, 0.5),
-        std=(0.16, 0.16, 0.16),
+        std=(0.14, 0.14, 0.14),
         parts={
             "texture": torch.arange(TEXTURES * ARRANGEMENTS) // ARRANGEMENTS,
             "arrangement": torch.arange(TEXTURES * ARRANGEMENTS) % ARRANGEMENTS,
@@ -50,12 +53,12 @@ class PatternsData(ResidentData):
 
 
 def textures(data_seed: int) -> Tensor:
-    """Draw the ten 3x3 kernels: zero mean, unit norm; (10, 1, 3, 3)."""
+    """Draw the ten 5x5 kernels: zero mean, unit norm; (10, 1, 5, 5)."""
     generator = torch.Generator().manual_seed(derive_seed(data_seed, "textures"))
-    kernels = torch.randn(TEXTURES, 9, generator=generator)
+    kernels = torch.randn(TEXTURES, KERNEL**2, generator=generator)
     kernels -= kernels.mean(dim=1, keepdim=True)
-    # (10, 9) -> (10, 1, 3, 3)
-    return (kernels / kernels.norm(dim=1, keepdim=True)).view(TEXTURES, 1, 3, 3)
+    # (10, 25) -> (10, 1, 5, 5)
+    return (kernels / kernels.norm(dim=1, keepdim=True)).view(TEXTURES, 1, KERNEL, KERNEL)
 
 
 def arrangements(data_seed: int) -> Tensor:
@@ -79,17 +82,18 @@ def generate(n: int, data_seed: int, split: str) -> ImageSet:
     labels = torch.arange(TEXTURES * ARRANGEMENTS).repeat(per_class)
     labels = labels[torch.randperm(len(labels), generator=generator)]
     n = len(labels)
-    noise = torch.randn(n, 1, SIDE + 2, SIDE + 2, generator=generator)
-    # (N, 1, 34, 34) -> (N, 10, 32, 32) would be wasteful: take each image's own kernel instead
+    # sparse, with unit variance, so that the field has too
+    side = SIDE + KERNEL - 1
+    noise = (torch.rand(n, 1, side, side, generator=generator) < DENSITY) / DENSITY**0.5
     kernels, masks = textures(data_seed), arrangements(data_seed)
     fields = torch.empty(n, 1, SIDE, SIDE)
     for texture in range(TEXTURES):
         chosen = labels // ARRANGEMENTS == texture
         fields[chosen] = F.conv2d(noise[chosen], kernels[texture : texture + 1])
     fields *= masks[labels % ARRANGEMENTS].unsqueeze(1)
-    colour = F.normalize(torch.randn(n, 3, 1, 1, generator=generator), dim=1)
+    colour = F.normalize(torch.rand(n, 3, 1, 1, generator=generator) + 0.1, dim=1)
     background = 0.3 + 0.4 * torch.rand(n, 3, 1, 1, generator=generator)
-    contrast = 0.15 + 0.15 * torch.rand(n, 1, 1, 1, generator=generator)
+    contrast = 0.15 + 0.1 * torch.rand(n, 1, 1, 1, generator=generator)
     pixel_noise = NOISE * torch.randn(n, 3, SIDE, SIDE, generator=generator)
     images = background + contrast * (colour * fields + pixel_noise)
     return ImageSet((images * 255).round().clamp(0, 255).to(torch.uint8), labels)

@@ -196,6 +196,7 @@ def _train(config: Mapping[str, Any], folder: Path, path: Path) -> None:
     state = git_state()
     if options["threads"]:
         torch.set_num_threads(options["threads"])
+    _check_numbers(config)
     if recipe["epochs"] < 1 or not 0 <= recipe["warmup_epochs"] < recipe["epochs"]:
         raise ValueError(
             f"recipe.epochs={recipe['epochs']}, recipe.warmup_epochs={recipe['warmup_epochs']}: "
@@ -292,6 +293,23 @@ def _train(config: Mapping[str, Any], folder: Path, path: Path) -> None:
             "the trained weights are kept"
         ) from error
     last.unlink(missing_ok=True)
+
+
+def _check_numbers(config: Mapping[str, Any]) -> None:
+    """Raise ValueError for a seed or a recipe value that is no number, before anything fails on it less clearly."""
+    whole = {"seed": config["seed"]} | {
+        f"recipe.{name}": config["recipe"][name] for name in ("epochs", "warmup_epochs", "batch_size")
+    }
+    real = {
+        f"recipe.{name}": config["recipe"][name]
+        for name in ("lr_per_256", "weight_decay", "clip_norm", "label_smoothing")
+    }
+    for name, value in whole.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise ValueError(f"{name}={value!r}: use a whole number")
+    for name, value in real.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
+            raise ValueError(f"{name}={value!r}: use a number, not negative")
 
 
 def _quieten() -> None:

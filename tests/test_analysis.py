@@ -1,0 +1,126 @@
+"""Tables, heatmaps and curves from records and weights."""
+
+import importlib
+import sys
+
+import pandas as pd
+import pytest
+import torch
+from conftest import ROOT, command, compose_config, tiny_config
+
+from repmlp.results import load_records, record_path, write_record
+from repmlp.training.rows import row_key, run_row
+
+sys.path.insert(0, str(ROOT / "analysis"))
+make_tables = importlib.import_module("make_tables")
+plot_kernels = importlib.import_module("plot_kernels")
+
+
+def full_record(config: dict, top1: float) -> dict:
+    """A record as a full run of `config` would write it."""
+    model = config["model"]
+    return {
+        "study": "locality_cifar100", "sweep": "locality", "model": model["name"], "kernels": model["kernels"],
+        "share_sets": model.get("share_sets"), "global_perceptron": model.get("global_perceptron"), "data": "cifar100",
+        "n_train": 50_000, "n_eval": 10_000, "seed": config["seed"], "epochs": 100, "batch_size": 128, "top1_pct": top1,
+        "top5_pct": 80.0, "top1_merged_pct": top1, "merge_error": 1e-7, "params": 1, "macs": 1, "train_seconds": 1.0,
+        "images_per_second": 1.0, "device": "", "threads": 1, "versions": {}, "commit": None, "dirty": None,
+        "config": config, "curve": [],
+    }  # fmt: skip
+
+
+def write(folder, top1: float, *overrides: str) -> None:
+    config = compose_config(*overrides)
+    write_record(record_path(folder, "locality_cifar100", row_key(config)), full_record(config, top1))
+
+
+def cell(table: pd.DataFrame, model: str, branches: str) -> pd.Series:
+    return table[(table["data"] == "cifar100") & (table["model"] == model) & (table["branches"] == branches)].iloc[0]
+
+
+def test_bare_command_is_the_papers_recipe_and_fills_table_5(tmp_path):
+    for seed, top1 in ((0, 67.0), (1, 68.0)):
+        write(tmp_path, top1, f"seed={seed}")
+    write(tmp_path, 60.0, "model=resmlp12_cifar", "model.kernels=[]")
+    write(tmp_path, 10.0, "model=resmlp12_cifar", "recipe.epochs=20")
+    write(tmp_path, 11.0, "model=resmlp12_cifar", "data.holdout=0.1")
+    write(tmp_path, 12.0, "model=resmlp12_cifar", "model.width=64")
+    table = make_tables.paper_table("5", load_records(tmp_path))
+    both = cell(table, "repmlpnet_cifar", "1x1+3x3")
+    assert (both["ours top-1"], both["difference"]) == ("67.50 ± 0.71 (n=2)", "+0.07")
+    assert cell(table, "resmlp12_cifar", "none")["difference"] == "+4.42"
+    assert cell(table, "resmlp12_cifar", "1x1+3x3")["ours top-1"] == "", "reduced runs stay out of the paper's table"
+    assert cell(table, "repmlpnet_cifar", "3x3")["difference"] == ""
+
+
+def test_table_5_counts_are_the_printed_ones():
+    table = make_tables.paper_table("5", pd.DataFrame())
+    both = cell(table, "resmlp12_cifar", "1x1+3x3")
+    assert (both["our MACs"], both["our params"], both["our params, BN as 4"]) == ("+7,864,320", "+168", "+216")
+    plain = cell(table, "repmlpnet_cifar", "none")
+    assert (plain["our MACs"], plain["our params"]) == ("468,329,472", "8,305,284")
+    assert list(make_tables.paper_table("4", pd.DataFrame())["our params"])[::3] == ["37,810,696", "67,188,232"]
+
+
+def test_a_gain_is_clear_beyond_twice_its_standard_error(tmp_path):
+    for kernels, values in (("[]", (50.0, 51.0)), ("[1]", (50.5, 51.5)), ("[3]", (55.0, 56.0))):
+        for seed, top1 in enumerate(values):
+            write(tmp_path, top1, f"seed={seed}", f"model.kernels={kernels}")
+    table = make_tables.study_table(load_records(tmp_path)).set_index("branches")
+    assert table.loc["none", "gain ± SE"] == ""
+    assert (table.loc["1x1", "gain ± SE"], table.loc["1x1", "clear"]) == ("+0.50 ± 0.71", "no")
+    assert (table.loc["3x3", "gain ± SE"], table.loc["3x3", "clear"]) == ("+5.00 ± 0.71", "yes")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("analysis")
+    for kernels in ("[]", "[1,3]"):
+        config = tiny_config(folder, f"model.kernels={kernels}", "study=s")
+        assert run_row(config).state == "finished"
+    return folder
+
+
+def test_commands_make_tables_and_pictures(trained):
+    results, outputs = trained / "results", trained / "outputs"
+    done = command("analysis/make_tables.py", "--results", str(results), check=True)
+    assert "## Table 5" in done.stdout and "## Study s" in done.stdout
+    assert "texture" in done.stdout and "arrangement" in done.stdout and "not comparable" in done.stdout
+    for name in ("table4", "table5", "study_s"):
+        assert {p.suffix for p in (results / "tables").glob(f"{name}.*")} == {".md", ".tex", ".csv"}
+    assert r"\begin{tabular}" in (results / "tables/table5.tex").read_text()
+    done = command(
+        "analysis/plot_kernels.py", "--study", "s", "--results", str(results), "--outputs", str(outputs), check=True
+    )
+    assert len([p for p in (results / "s").iterdir() if p.name.startswith("kernel_")]) == 2
+    assert "injected" in done.stdout
+    command("analysis/plot_curves.py", "s", "--results", str(results), check=True)
+    assert (results / "s/curves.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "words"),
+    [
+        ("make_tables", ["--study", "none"], "no records of study 'none'"),
+        ("plot_curves", ["none"], "no records of study 'none'"),
+        ("plot_kernels", ["--study", "none"], "no weights of study 'none'"),
+        ("plot_kernels", ["/none/model.safetensors"], "no checkpoint at /none/model.safetensors"),
+        ("plot_kernels", ["--study", "s", "--block", "99"], "block 99 does not exist: there are 4"),
+        ("plot_kernels", ["--study", "s", "--share-set", "99"], "share-set 99 does not exist"),
+        ("plot_kernels", ["--study", "s", "--point", "16,0"], "lies outside the"),
+    ],
+)
+def test_bad_input_is_one_line(trained, script, arguments, words):
+    where = ["--results", str(trained / "results")]
+    where += ["--outputs", str(trained / "outputs")] if script == "plot_kernels" else []
+    done = command(f"analysis/{script}.py", *arguments, *where)
+    assert done.returncode == 1 and done.stderr.startswith("error: ") and words in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_points_outside_that_exceed_some_inside():
+    values = torch.zeros(5, 5)
+    values[1:4, 1:4] = 2.0
+    values[2, 2], values[0, 4], values[4, 0], values[0, 0] = 9.0, 5.0, 3.0, 1.0
+    assert plot_kernels.outside_stronger(values, (2, 2), 3) == [(0, 4), (4, 0)]
+    assert plot_kernels.outside_stronger(values, (2, 2), 0) == []

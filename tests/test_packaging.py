@@ -1,0 +1,64 @@
+"""Files that have to agree with each other: pyproject, conda environment, lock file, versions."""
+
+import re
+import sys
+
+import pytest
+from conftest import ROOT
+
+import repmlp
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    tomllib = pytest.importorskip("tomli")
+
+# conda's name of a package where it is not PyPI's
+CONDA = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
+
+
+def parse(requirement: str) -> tuple[str, str]:
+    name, bound = re.fullmatch(r"([\w-]+)(.*)", requirement.strip()).groups()
+    return name.lower(), bound.strip()
+
+
+def project() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def requirements() -> dict[str, str]:
+    lists = [project()["dependencies"], *project()["optional-dependencies"].values()]
+    return dict(parse(r) for group in lists for r in group if not r.startswith("repmlp["))
+
+
+def test_environment_names_what_pyproject_names():
+    lines = re.findall(r"^ +- ([a-z][^\n:]*)$", (ROOT / "environment.yml").read_text(), re.MULTILINE)
+    conda = dict(parse(line) for line in lines if line not in ("pip", "conda-forge"))
+    assert conda.pop("python") == project()["requires-python"]
+    assert conda == {CONDA.get(name, name): bound for name, bound in requirements().items()}
+
+
+def test_lock_pins_every_requirement_and_names_no_address():
+    text = (ROOT / "requirements.lock").read_text()
+    pins = dict(re.findall(r"^([\w.-]+)==(\S+) ; ", text, re.MULTILINE))
+    assert {name.lower().replace("_", "-") for name in pins} >= requirements().keys()
+    assert "://" not in text and "@" not in text
+    assert all(line.startswith("#") or "==" in line for line in text.splitlines())
+
+
+def test_versions_agree():
+    assert repmlp.__version__ == project()["version"]
+    assert f"version: {repmlp.__version__}" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_library_rooms_import_from_below_only():
+    """inject.py knows no module; no Hydra or Lightning below data/ and training/; analysis trains nothing."""
+    for path in (ROOT / "repmlp").glob("*.py"):
+        text = path.read_text()
+        assert not re.search(
+            r"^(import|from) (hydra|lightning|torchmetrics|experiments|analysis)", text, re.MULTILINE
+        ), path
+        assert not re.search(r"from repmlp\.(data|training)", text), path
+    assert "torch.nn" not in (ROOT / "repmlp/inject.py").read_text()
+    for path in (ROOT / "analysis").glob("*.py"):
+        assert "repmlp.training" not in path.read_text(), path
