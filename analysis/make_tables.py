@@ -32,6 +32,7 @@ MODELS: dict[str, dict[str, Any]] = {
     },
     "resmlp12_cifar": {
         "arch": "resmlp", "img_size": 32, "patch_size": 2, "depth": 12, "width": 256, "layer_scale": 0.1,
+        "init_std": 0.02,
     },
     "repmlpnet_t224": {
         "arch": "repmlpnet", "img_size": 224, "stem_stride": 4, "channels": [64, 128, 256, 512], "blocks": [2, 2, 6, 2],

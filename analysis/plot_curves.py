@@ -9,11 +9,9 @@ import argparse
 import sys
 from pathlib import Path
 
-import matplotlib
-import pandas as pd
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import pandas as pd
+from figures import save
 from make_tables import branches
 
 from repmlp.locality import uniform_profile
@@ -67,12 +65,7 @@ def draw(records: pd.DataFrame, title: str, stem: Path) -> list[Path]:
             axis.grid(alpha=0.3)
             axis.legend(fontsize=7)
     figure.suptitle(title)
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    paths = [stem.with_suffix(".png"), stem.with_suffix(".pdf")]
-    for path in paths:
-        figure.savefig(path, dpi=110, metadata={"CreationDate": None} if path.suffix == ".pdf" else None)
-    plt.close(figure)
-    return paths
+    return save(figure, stem)
 
 
 def main(argv: list[str] | None = None) -> None:

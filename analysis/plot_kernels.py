@@ -15,13 +15,11 @@ import argparse
 import sys
 from pathlib import Path
 
-import matplotlib
-import torch
-from torch import Tensor
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import torch
+from figures import save
 from matplotlib.patches import Rectangle
+from torch import Tensor
 
 from repmlp import SetSharingFC, load_model
 from repmlp.locality import kernel_map, locality_profile, uniform_profile
@@ -79,12 +77,7 @@ def draw(layer: SetSharingFC, title: str, share_set: int, point: tuple[int, int]
         axis.set_yticks([])
     figure.colorbar(image, ax=axes, shrink=0.8, label="log(|w| / min |W|)")
     figure.suptitle(f"{title}, share-set {share_set}, output point {point} (from 0)", fontsize=11)
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    paths = [stem.with_suffix(".png"), stem.with_suffix(".pdf")]
-    for path in paths:
-        figure.savefig(path, dpi=130, metadata={"CreationDate": None} if path.suffix == ".pdf" else None)
-    plt.close(figure)
-    return paths
+    return save(figure, stem)
 
 
 def print_profiles(layers: list[tuple[str, SetSharingFC]]) -> None:

@@ -66,7 +66,8 @@ class ResMLP(nn.Module):
 
     img_size, patch_size: pixels; the map is (img_size/patch_size) squared. depth: blocks. width: channels.
     kernels: branch sizes, () for none. layer_scale: initial value (0.1 for 12 layers in ResMLP; 1e-5 for 24).
-    inference_mode: build the merged form. Linear weights start truncated normal with std 0.02, biases at 0.
+    init_std: standard deviation of the truncated normal that linear weights start from; biases start at 0.
+    inference_mode: build the merged form, to load merged weights into.
 
     Input (N, in_chans, img_size, img_size), output (N, num_classes).
     Raises ValueError where the image is no whole number of patches, here or in forward().
@@ -81,6 +82,7 @@ class ResMLP(nn.Module):
         kernels: Sequence[int] = (1, 3),
         *,
         layer_scale: float = 0.1,
+        init_std: float = 0.02,
         num_classes: int = 100,
         in_chans: int = 3,
         inference_mode: bool = False,
@@ -99,7 +101,12 @@ class ResMLP(nn.Module):
         )
         self.norm = Affine(width)
         self.head = nn.Linear(width, num_classes)
-        self.apply(_init_weights)
+        # ResMLP's initial values: every fully-connected weight, the spatial ones too
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, SetSharingFC)):
+                nn.init.trunc_normal_(module.weight, std=init_std)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(N, in_chans, H, W) -> (N, h*w, C), after the last affine layer."""
@@ -120,11 +127,3 @@ class ResMLP(nn.Module):
         """Merge every spatial layer; see SetSharingFC.reparameterize. Does nothing the second time."""
         for block in self.blocks:
             block.spatial.reparameterize()
-
-
-def _init_weights(module: nn.Module) -> None:
-    """ResMLP's initial values: every fully-connected weight, the spatial one too, truncated normal 0.02."""
-    if isinstance(module, (nn.Linear, SetSharingFC)):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)

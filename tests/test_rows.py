@@ -14,13 +14,14 @@ import pytest
 import torch
 from conftest import ROOT, TINY, command, tiny_config
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from repmlp.results import REQUIRED, read_record, record_path
 from repmlp.training import rows
 from repmlp.training.rows import row_key, run_row
 
 # what may differ between two runs of the same row
-HOST_FIELDS = {"train_seconds", "images_per_second", "commit", "dirty", "host", "config"}
+HOST_FIELDS = {"train_seconds", "images_per_second", "commit", "dirty"}
 
 
 def record_of(config: dict) -> dict:
@@ -60,6 +61,8 @@ def test_record_holds_everything(finished):
     assert len(record["locality"]) == 4 and record["locality"][0]["trained"][-1] == pytest.approx(1)
     assert record["locality"][0]["injected"][1] > record["locality"][0]["trained"][1]
     assert record["config"]["recipe"]["epochs"] == 2 and record["train_seconds"] > 0
+    path = record_path(finished["results_dir"], finished["study"], row_key(finished))
+    assert finished["output_dir"] not in path.read_text(), "records are published: no folders in them"
 
 
 def test_folder_holds_weights_and_logs_but_no_checkpoint(finished):
@@ -67,6 +70,17 @@ def test_folder_holds_weights_and_logs_but_no_checkpoint(finished):
     assert {"model.safetensors", "csv", "tensorboard"} <= names and "last.ckpt" not in names
     text = next(run_folder(finished).glob("csv/*/metrics.csv")).read_text()
     assert "top1_pct" in text and len(text.splitlines()) == 3
+
+
+def test_tensorboard_holds_curves_and_kernel_pictures(tmp_path):
+    config = tiny_config(tmp_path, "trainer.kernel_image_every=1")
+    assert run_row(config).state == "finished"
+    events = EventAccumulator(str(next(run_folder(config).glob("tensorboard/*"))))
+    events.Reload()
+    assert "top1_pct" in events.Tags()["scalars"]
+    pictures = events.Images("kernel/trained_and_injected")
+    # two 16x16 or 8x8 kernels side by side and a line between them, eight pixels a cell
+    assert len(pictures) == 2 and (pictures[0].width, pictures[0].height) == (8 * 17, 8 * 8)
 
 
 def test_finished_row_is_skipped_with_a_notice_for_another_commit(finished, monkeypatch):

@@ -41,7 +41,7 @@ class PatternsData(ResidentData):
         },
     )
 
-    def __init__(self, *, n_train: int = 6000, n_test: int = 2000, data_seed: int = 0, **kwargs):
+    def __init__(self, *, n_train: int = 4000, n_test: int = 2000, data_seed: int = 0, **kwargs):
         super().__init__(**kwargs)
         if n_train < 1 or n_test < 1:
             raise ValueError(f"data.n_train={n_train}, data.n_test={n_test}: there has to be an image of each")

@@ -276,12 +276,11 @@ def _train(config: Mapping[str, Any], folder: Path, path: Path) -> None:
         * recipe["batch_size"]
         / max(classifier.train_seconds, 1e-9),
         "device": _device_name(trainer.strategy.root_device),
-        "host": platform.node(),
         "threads": torch.get_num_threads(),
         "versions": {name: version(name) for name in ("torch", "lightning", "torchmetrics", "timm", "numpy")}
         | {"python": platform.python_version()},
         **state,
-        "config": json.loads(json.dumps(dict(config))),
+        "config": _without_paths(config),
         "curve": classifier.curve,
     }
     save_model(folder / "model.safetensors", net.cpu(), config["model"], {"key": path.stem, "study": config["study"]})
@@ -357,6 +356,12 @@ def _usable_checkpoint(path: Path, classifier: Classifier) -> bool:
         raise ValueError(f"{error}: move it away, or use another study") from error
     log.info("continuing from %s", path)
     return True
+
+
+def _without_paths(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the whole configuration but the folders: records are published."""
+    kept = {k: v for k, v in config.items() if k not in ("results_dir", "output_dir")}
+    return json.loads(json.dumps({**kept, "data": {k: v for k, v in kept["data"].items() if k not in PATHS}}))
 
 
 def _locality(net: torch.nn.Module) -> list[dict[str, Any]]:
