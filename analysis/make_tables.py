@@ -1,6 +1,6 @@
 """Set the records beside the paper's figures: Tables 4 and 5, and one table for every other study.
 
-    python analysis/make_tables.py                  # all studies below results/ -> results/tables/
+    python analysis/make_tables.py                  # the paper's -> results/tables/, a study's -> results/<study>/
     python analysis/make_tables.py --study demo     # one study
 
 Every table is written as Markdown, LaTeX and CSV and printed as Markdown. Figures of ours come from records alone;
@@ -152,9 +152,12 @@ def study_table(records: pd.DataFrame) -> pd.DataFrame:
     """Make the table of one study: every cell's accuracy as trained and merged, and its gain over its first cell.
 
     The gain is over the row of the same network with the fewest branches; 'clear' says whether it exceeds twice its
-    standard error.
+    standard error, where there are seeds enough to know that.
     """
-    records = records.copy()
+    records = records.dropna(axis="columns", how="all").copy()  # no columns of other studies
+    for name in ("share_sets", "global_perceptron"):  # ResMLP has neither
+        if name not in records:
+            records[name] = None
     records["share_sets"] = [tuple(s) if isinstance(s, list) else () for s in records["share_sets"]]
     records["kernels"] = [tuple(k) for k in records["kernels"]]
     records["gate"] = [g if isinstance(g, bool) else None for g in records["global_perceptron"]]
@@ -178,7 +181,9 @@ def study_table(records: pd.DataFrame) -> pd.DataFrame:
         else:
             points = cell["top1_pct"].mean() - reference[1]["top1_pct"].mean()
             error = (standard_error(cell) ** 2 + standard_error(reference[1]) ** 2) ** 0.5
-            gain, clear = f"{points:+.2f} ± {error:.2f}", "yes" if abs(points) > 2 * error else "no"
+            seeds = min(len(cell), len(reference[1]))
+            gain = f"{points:+.2f} ± {error:.2f}"
+            clear = "n=1" if seeds == 1 else "yes" if abs(points) > 2 * error else "no"
         rows.append(
             {
                 "model": model,
@@ -224,8 +229,8 @@ PAPER_NOTES = {
 }
 STUDY_NOTE = (
     "Not the paper's recipe, so not comparable with its figures. Gains are over the network's first row; SE over "
-    "seeds, or from the number of test images where n = 1 (which leaves out the variation between seeds); 'clear' "
-    "where the gain exceeds twice its SE."
+    "seeds; where n = 1 it comes from the number of test images and leaves out the variation between seeds, so nothing "
+    "is called clear there; elsewhere 'clear' says whether the gain exceeds twice its SE."
 )
 
 
@@ -254,21 +259,24 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=ROOT / "results", help="folder of the records")
     parser.add_argument("--study", help="make the table of this study only")
-    parser.add_argument("--out", type=Path, help="folder for the tables (default: RESULTS/tables, or the study's own)")
+    parser.add_argument(
+        "--out", type=Path, help="folder for all tables (default: RESULTS/tables, a study's in its own)"
+    )
     options = parser.parse_args(argv)
     records = load_records(options.results, options.study)
     if options.study and not len(records):
         studies = sorted(p.parent.name for p in options.results.glob("*/records"))
         there = ", ".join(studies) or "none"
         sys.exit(f"error: no records of study {options.study!r} in {options.results}; there is: {there}")
-    out = options.out or (options.results / options.study if options.study else options.results / "tables")
+    folder = options.out or options.results / "tables"
     if not options.study:
         for number in ("4", "5"):
-            emit(f"table{number}", f"Table {number}", PAPER_NOTES[number], paper_table(number, records), out)
+            emit(f"table{number}", f"Table {number}", PAPER_NOTES[number], paper_table(number, records), folder)
     for study, rows in records.groupby("study") if len(records) else ():
         full = all(is_full_recipe(r) for r in rows.to_dict("records"))
         note = scale_line(rows) + " " + ("The paper's recipe." if full else STUDY_NOTE)
-        emit(f"study_{study}", f"Study {study}", note, study_table(rows), out)
+        name = f"study_{study}" if options.out else "table"
+        emit(name, f"Study {study}", note, study_table(rows), options.out or options.results / study)
 
 
 if __name__ == "__main__":

@@ -72,6 +72,21 @@ def test_a_gain_is_clear_beyond_twice_its_standard_error(tmp_path):
     assert (table.loc["3x3", "gain ± SE"], table.loc["3x3", "clear"]) == ("+5.00 ± 0.71", "yes")
 
 
+def test_a_study_shows_no_columns_of_other_studies(tmp_path):
+    write(tmp_path, 50.0, "model=resmlp12_cifar")
+    records = load_records(tmp_path).assign(texture_pct=float("nan"))
+    assert "texture" not in make_tables.study_table(records)
+    assert "texture" in make_tables.study_table(records.assign(texture_pct=3.0))
+
+
+def test_one_seed_makes_nothing_clear(tmp_path):
+    write(tmp_path, 50.0, "model.kernels=[]")
+    write(tmp_path, 60.0, "model.kernels=[3]")
+    table = make_tables.study_table(load_records(tmp_path)).set_index("branches")
+    # 10,000 images: 100 * sqrt(0.25/1e4 + 0.24/1e4)
+    assert (table.loc["3x3", "gain ± SE"], table.loc["3x3", "clear"]) == ("+10.00 ± 0.70", "n=1")
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("analysis")
@@ -86,8 +101,8 @@ def test_commands_make_tables_and_pictures(trained):
     done = command("analysis/make_tables.py", "--results", str(results), check=True)
     assert "## Table 5" in done.stdout and "## Study s" in done.stdout
     assert "texture" in done.stdout and "arrangement" in done.stdout and "not comparable" in done.stdout
-    for name in ("table4", "table5", "study_s"):
-        assert {p.suffix for p in (results / "tables").glob(f"{name}.*")} == {".md", ".tex", ".csv"}
+    for name in ("tables/table4", "tables/table5", "s/table"):
+        assert {p.suffix for p in results.glob(f"{name}.*")} == {".md", ".tex", ".csv"}
     assert r"\begin{tabular}" in (results / "tables/table5.tex").read_text()
     done = command(
         "analysis/plot_kernels.py", "--study", "s", "--results", str(results), "--outputs", str(outputs), check=True
