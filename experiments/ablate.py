@@ -24,7 +24,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from repmlp.training.rows import one_line, row_label, run_row
+from repmlp.training.rows import row_label, run_row
 from repmlp.training.sweep import note_outcome, outcome_line, progress_line
 
 log = logging.getLogger("ablate")
@@ -55,7 +55,7 @@ def cli() -> None:
     except (HydraException, OmegaConfBaseException) as error:
         if wanted_traceback:
             raise
-        sys.exit(f"error: {one_line(error).split(': ', 1)[1]}")
+        sys.exit(f"error: {' '.join(str(error).split())}")
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)
         sys.exit(130)

@@ -168,6 +168,8 @@ def test_full_disk_at_the_record_loses_no_training(finished, tmp_path, monkeypat
         ("recipe.warmup_epochs=2", "the warm-up has to be shorter"),
         ("recipe.batch_size=1000", "batch_size=1000 is more than the 200 training images"),
         ("data.n_train=0", "data.n_train=0"),
+        ("model.kernels=3", "model.kernels=3: use a list of whole numbers"),
+        ("model.share_sets=a", "model.share_sets='a': use a list of whole numbers"),
         ("seed=x", "seed='x': use a whole number"),
         ("recipe.epochs=ten", "recipe.epochs='ten': use a whole number"),
         ("recipe.lr_per_256=-1", "recipe.lr_per_256=-1: use a number, not negative"),
@@ -178,6 +180,12 @@ def test_bad_values_are_one_line(tmp_path, override, words):
     outcome = run_row(tiny_config(tmp_path, override))
     assert outcome.state == "failed" and words in outcome.message and "\n" not in outcome.message
     assert (Path(tmp_path) / "outputs").exists() and not list(Path(tmp_path).glob("results/*/records/*"))
+
+
+def test_an_unwritable_folder_is_one_line(tmp_path):
+    (tmp_path / "outputs").write_text("a file")
+    outcome = run_row(tiny_config(tmp_path))
+    assert outcome.state == "failed" and str(tmp_path / "outputs") in outcome.message
 
 
 def test_diverged_training_is_said(tmp_path):

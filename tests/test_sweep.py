@@ -59,7 +59,7 @@ def test_two_sweeps_at_once_train_each_row_once(tmp_path):
         (["+sweep=nonsense"], ["sweep/nonsense", "locality", "share_sets"]),
         (["model=nonsense"], ["model/nonsense", "repmlpnet_cifar"]),
         (["recipe.epoch=3"], ["epoch"]),
-        (["seed=[1"], ["seed=[1"]),
+        (["seed=[1"], ["[1"]),
     ],
 )
 def test_unknown_names_are_one_line(overrides, words):

@@ -17,10 +17,9 @@ log = logging.getLogger(__name__)
 class EpochLine(L.Callback):
     """Log one line after each epoch; for output that is no terminal."""
 
-    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        # The module's own hook, which fills the curve, runs after the callbacks': look at the epoch before.
-        if module.curve:
-            log.info("%s", format_entry(module.curve[-1], trainer.max_epochs))
+    def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        # At the end of an epoch the module fills its curve after the callbacks have been called.
+        self.on_fit_end(trainer, module)
 
     def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if module.curve:

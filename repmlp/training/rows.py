@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 
 PATHS = ("root", "download")  # fields of `data` that say where the images come from, not which they are
 
+LISTS = ("kernels", "share_sets", "channels", "blocks")  # fields of `model` that hold lists of whole numbers
 PRECISIONS = ("32-true", "bf16-mixed")
 
 
@@ -79,9 +80,10 @@ def row_key(config: Mapping[str, Any]) -> str:
 def row_label(config: Mapping[str, Any]) -> str:
     """Say in words which row this is."""
     model = config["model"]
-    parts = [model["name"], "branches " + ("+".join(f"{k}x{k}" for k in model["kernels"]) or "none")]
+    kernels, share_sets = (value if isinstance(value, list) else [value] for value in map(model.get, LISTS[:2]))
+    parts = [str(model["name"]), "branches " + ("+".join(f"{k}x{k}" for k in kernels) or "none")]
     if "share_sets" in model:
-        parts.append("S=" + ",".join(map(str, model["share_sets"])))
+        parts.append("S=" + ",".join(map(str, share_sets)))
     if not model.get("global_perceptron", True):
         parts.append("no Global Perceptron")
     return ", ".join([*parts, f"seed {config['seed']}"])
@@ -93,10 +95,7 @@ def run_row(config: Mapping[str, Any]) -> Outcome:
     config: model, data, recipe, trainer, seed, sweep, study, results_dir, output_dir, rerun.
     """
     started = time.perf_counter()
-    try:
-        label, key = row_label(config), row_key(config)
-    except Exception as error:
-        return Outcome("failed", str(config.get("model")), "", one_line(error))
+    label, key = row_label(config), row_key(config)
     folder = Path(config["output_dir"]) / config["study"] / key
     try:
         path = record_path(config["results_dir"], config["study"], key)
@@ -110,10 +109,10 @@ def run_row(config: Mapping[str, Any]) -> Outcome:
                 return skipped
             _train(config, folder, path)
     except Exception as error:
-        log.debug("traceback of %s", label, exc_info=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(OSError), open(folder / "error.log", "a") as file:
-            file.write(traceback.format_exc())
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            with open(folder / "error.log", "a") as file:
+                file.write(traceback.format_exc())
         return Outcome("failed", label, key, one_line(error), time.perf_counter() - started)
     return Outcome("finished", label, key, str(path), time.perf_counter() - started)
 
@@ -170,11 +169,11 @@ def _row_lock(folder: Path) -> Iterator[str | None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        try:
+        holder = "another process"
+        with contextlib.suppress(OSError, ValueError, KeyError):  # its holder is just writing or removing it
             owner = json.loads(owner_file.read_text())
-            yield f"host {owner['host']}, process {owner['pid']}"
-        except (OSError, ValueError, KeyError):
-            yield "another process"
+            holder = f"host {owner['host']}, process {owner['pid']}"
+        yield holder
         return
     try:
         if owner_file.exists():
@@ -295,7 +294,7 @@ def _train(config: Mapping[str, Any], folder: Path, path: Path) -> None:
 
 
 def _check_numbers(config: Mapping[str, Any]) -> None:
-    """Raise ValueError for a seed or a recipe value that is no number, before anything fails on it less clearly."""
+    """Raise ValueError for a setting that is no number or list of numbers, before anything fails on it less clearly."""
     whole = {"seed": config["seed"]} | {
         f"recipe.{name}": config["recipe"][name] for name in ("epochs", "warmup_epochs", "batch_size")
     }
@@ -306,6 +305,10 @@ def _check_numbers(config: Mapping[str, Any]) -> None:
     for name, value in whole.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
             raise ValueError(f"{name}={value!r}: use a whole number")
+    for name in LISTS:
+        value = config["model"].get(name, [])
+        if not isinstance(value, list) or not all(type(each) is int for each in value):
+            raise ValueError(f"model.{name}={value!r}: use a list of whole numbers, e.g. [1,3]")
     for name, value in real.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
             raise ValueError(f"{name}={value!r}: use a number, not negative")
