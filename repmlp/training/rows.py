@@ -279,7 +279,7 @@ def _train(config: Mapping[str, Any], folder: Path, path: Path) -> None:
         "versions": {name: version(name) for name in ("torch", "lightning", "torchmetrics", "timm", "numpy")}
         | {"python": platform.python_version()},
         **state,
-        "config": _without_paths(config),
+        "config": _published(config),
         "curve": classifier.curve,
     }
     save_model(folder / "model.safetensors", net.cpu(), config["model"], {"key": path.stem, "study": config["study"]})
@@ -361,9 +361,9 @@ def _usable_checkpoint(path: Path, classifier: Classifier) -> bool:
     return True
 
 
-def _without_paths(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the whole configuration but the folders: records are published."""
-    kept = {k: v for k, v in config.items() if k not in ("results_dir", "output_dir")}
+def _published(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the whole configuration but for folders and for how the command was given: records are published."""
+    kept = {k: v for k, v in config.items() if k not in ("results_dir", "output_dir", "rerun")}
     return json.loads(json.dumps({**kept, "data": {k: v for k, v in kept["data"].items() if k not in PATHS}}))
 
 
