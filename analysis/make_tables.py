@@ -21,7 +21,7 @@ import torch
 
 from repmlp import build_model
 from repmlp.cost import count_macs, count_params, count_params_paper
-from repmlp.results import load_records
+from repmlp.results import PATHS, by_setting, cell_key, load_records
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -56,9 +56,14 @@ VARIED = ("name", "kernels", "share_sets", "global_perceptron")
 def is_full_recipe(record: Mapping[str, Any]) -> bool:
     """Say whether a record was made by the paper's recipe, on the whole data set, with the paper's network."""
     config = record["config"]
-    data = {k: v for k, v in config["data"].items() if k not in ("root", "download")}
+    data = {k: v for k, v in config["data"].items() if k not in PATHS}
     model = {k: v for k, v in config["model"].items() if k not in VARIED}
-    return config["recipe"] == PAPER_RECIPE and data == PAPER_DATA and model == MODELS.get(record["model"])
+    return (
+        config["recipe"] == PAPER_RECIPE
+        and data == PAPER_DATA
+        and model == MODELS.get(record["model"])
+        and config["trainer"]["precision"] == "32-true"
+    )
 
 
 def branches(kernels: tuple[int, ...] | list[int]) -> str:
@@ -70,7 +75,7 @@ def branches(kernels: tuple[int, ...] | list[int]) -> str:
 def counts(
     name: str, classes: int, kernels: tuple[int, ...], share_sets: tuple[int, ...], gate: bool | None
 ) -> tuple[int, int, int]:
-    """Count (params, params by the paper's rule for ResMLP, MACs) of a row of the paper."""
+    """Count (params, params by the paper's rule for ResMLP, MACs) of the training-time net of a row of the paper."""
     config: dict[str, Any] = {**MODELS[name], "kernels": list(kernels)}
     if share_sets:
         config |= {"share_sets": list(share_sets), "global_perceptron": gate}
@@ -112,7 +117,11 @@ def paper_table(number: str, records: pd.DataFrame) -> pd.DataFrame:
                 for r in records.to_dict("records")
             ]
             ours = records[same].drop_duplicates("seed")["top1_pct"]
-        base = counts(row.model, CLASSES[row.data], (), row.share_sets, row.global_perceptron)
+        # what a '+' is counted from: Table 5, the net without branches; Table 4, without Global Perceptron
+        reference = (
+            ((), row.share_sets, row.global_perceptron) if number == "5" else (row.kernels, row.share_sets, False)
+        )
+        base = counts(row.model, CLASSES[row.data], *reference)
         params, params_rule, macs = counts(
             row.model, CLASSES[row.data], row.kernels, row.share_sets, row.global_perceptron
         )
@@ -127,7 +136,9 @@ def paper_table(number: str, records: pd.DataFrame) -> pd.DataFrame:
                 "ours top-1": mean_std(ours),
                 "difference": f"{ours.mean() - row.top1_pct:+.2f}" if len(ours) else "",
                 "paper MACs": row.macs_printed,
-                "our MACs": f"+{macs - base[2]:,}" if extra else f"{macs:,}",
+                "our MACs": f"+{macs - base[2]:,}"
+                if extra or (number == "4" and row.global_perceptron)
+                else f"{macs:,}",
                 "paper params": row.params_printed,
                 "our params": f"+{params - base[0]:,}" if extra else f"{params:,}",
                 **(
@@ -161,6 +172,7 @@ def study_table(records: pd.DataFrame) -> pd.DataFrame:
     records["share_sets"] = [tuple(s) if isinstance(s, list) else () for s in records["share_sets"]]
     records["kernels"] = [tuple(k) for k in records["kernels"]]
     records["gate"] = [g if isinstance(g, bool) else None for g in records["global_perceptron"]]
+    records["cell"] = [cell_key(config) for config in records["config"]]
     records["order"] = [(len(k), k) for k in records["kernels"]]
     # texture and arrangement: whatever a data set's labels are made of
     parts = [
@@ -170,11 +182,11 @@ def study_table(records: pd.DataFrame) -> pd.DataFrame:
     ]
     rows: list[dict[str, Any]] = []
     cells = sorted(
-        records.groupby(["model", "order", "share_sets", "gate"], dropna=False, sort=False),
+        records.groupby(["model", "order", "share_sets", "gate", "cell"], dropna=False, sort=False),
         key=lambda cell: (*tuple(map(str, (cell[0][0],))), cell[0][2], str(cell[0][3]), cell[0][1]),
     )
     reference: tuple[str, pd.DataFrame] | None = None
-    for (model, _, share_sets, gate), cell in cells:
+    for (model, _, share_sets, gate, _), cell in cells:
         if reference is None or reference[0] != model:
             reference = (model, cell)
             gain, clear = "", ""
@@ -218,7 +230,11 @@ def scale_line(records: pd.DataFrame) -> str:
 
 
 PAPER_NOTES = {
-    "4": "Paper: RepMLPNet Table 4 (ImageNet, RepMLPNet-T224). 'ours' is empty until records of the full recipe exist.",
+    "4": (
+        "Paper: RepMLPNet Table 4 (ImageNet, RepMLPNet-T224). Our counts are of the training-time net with both "
+        "branches; the paper's MACs are those of the merged net, 9.5M less, and printed truncated. 'ours' is empty "
+        "until records of the full recipe exist."
+    ),
     "5": (
         "Paper: RepMLPNet Table 5. Extra MACs and params are those of the training-time model. Params count learnable "
         "numbers; the paper's ResMLP rows count a branch's batch norm as four numbers a channel (its running mean and "
@@ -272,11 +288,12 @@ def main(argv: list[str] | None = None) -> None:
     if not options.study:
         for number in ("4", "5"):
             emit(f"table{number}", f"Table {number}", PAPER_NOTES[number], paper_table(number, records), folder)
-    for study, rows in records.groupby("study") if len(records) else ():
-        full = all(is_full_recipe(r) for r in rows.to_dict("records"))
-        note = scale_line(rows) + " " + ("The paper's recipe." if full else STUDY_NOTE)
-        name = f"study_{study}" if options.out else "table"
-        emit(name, f"Study {study}", note, study_table(rows), options.out or options.results / study)
+    for study, of_study in records.groupby("study") if len(records) else ():
+        for suffix, rows in by_setting(of_study):
+            full = all(is_full_recipe(r) for r in rows.to_dict("records"))
+            note = scale_line(rows) + " " + ("The paper's recipe." if full else STUDY_NOTE)
+            name = (f"study_{study}" if options.out else "table") + suffix
+            emit(name, f"Study {study}", note, study_table(rows), options.out or options.results / study)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from figures import save
 from make_tables import branches
 
 from repmlp.locality import uniform_profile
-from repmlp.results import load_records
+from repmlp.results import by_setting, cell_key, load_records
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -37,12 +37,17 @@ def near_share(runs: pd.DataFrame, which: str, distance: int = 1) -> pd.Series:
 
 def draw(records: pd.DataFrame, title: str, stem: Path) -> list[Path]:
     """Draw one row of panels a network: top-1, training loss, and locality of the merged and of the bare kernels."""
-    records = records.assign(label=[branches(kernels) for kernels in records["kernels"]])
+    records = records.assign(
+        label=[branches(kernels) for kernels in records["kernels"]], cell=[cell_key(c) for c in records["config"]]
+    )
+    for field, word in (("share_sets", "S="), ("global_perceptron", "Global Perceptron ")):
+        if records.groupby("model")[field].agg(lambda column: len(set(map(str, column)))).max() > 1:
+            records["label"] += [f", {word}{value}" for value in records[field]]
     models = sorted(set(records["model"]))
     figure, axes = plt.subplots(len(models), 3, figsize=(15, 4.2 * len(models)), layout="constrained", squeeze=False)
     for row, model in zip(axes, models, strict=True):
         of_model = records[records["model"] == model]
-        for number, (label, runs) in enumerate(of_model.groupby("label", sort=False)):
+        for number, ((label, _), runs) in enumerate(of_model.groupby(["label", "cell"], sort=False)):
             colour = f"C{number}"
             for axis, field in zip(row, ("top1_pct", "train_loss"), strict=False):
                 curve = mean_curve(runs, field)
@@ -77,8 +82,9 @@ def main(argv: list[str] | None = None) -> None:
     if not len(records):
         sys.exit(f"error: no records of study {options.study!r} in {options.results}")
     records = records.sort_values("kernels", key=lambda column: column.map(lambda k: (len(k), *k)))
-    for path in draw(records, f"study {options.study}", options.results / options.study / "curves"):
-        print(path)
+    for suffix, rows in by_setting(records):
+        for path in draw(rows, f"study {options.study}", options.results / options.study / f"curves{suffix}"):
+            print(path)
 
 
 if __name__ == "__main__":

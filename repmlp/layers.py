@@ -87,7 +87,8 @@ class SetSharingFC(nn.Module):
     inference_mode: build the merged form (weight and bias only), to load merged weights into.
 
     Weight (S, h*w, h*w), rows = output positions; bias (S, h*w). Input and output (N, C, h, w).
-    Raises ValueError in the constructor for a kernel that is even, negative or there twice.
+    Raises ValueError in the constructor for a kernel that is even, negative or there twice, in forward() for channels
+    that S does not divide or maps of another size.
     """
 
     def __init__(
@@ -134,6 +135,11 @@ class SetSharingFC(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         n, c, h, w = x.shape
         s = self.share_sets
+        if c % s or (h, w) != self.size:
+            raise ValueError(
+                f"got maps of {c} channels and size {(h, w)}; {s} share-sets have to divide the channels, and the size "
+                f"has to be {self.size} (RepMLPBlock cuts other sizes into partitions)"
+            )
         # (N, C, h, w) -> (S, N*C/S, h*w): channel c is member c // S of set c mod S
         maps = x.reshape(n * c // s, s, h * w).transpose(0, 1)
         if self.bias is None:

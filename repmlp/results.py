@@ -32,6 +32,41 @@ def config_key(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+PATHS = ("root", "download")  # fields of `data` that say where the images come from, not which they are
+
+
+def determining(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Pick what determines the result of a run: not paths, devices, folders or how often it is looked at."""
+    model = {k: v for k, v in config["model"].items() if k != "name"}
+    if isinstance(model.get("kernels"), list):
+        model["kernels"] = sorted(model["kernels"], key=str)
+    return {
+        "model": model,
+        "data": {k: v for k, v in config["data"].items() if k not in PATHS},
+        "recipe": dict(config["recipe"]),
+        "seed": config["seed"],
+        "precision": config["trainer"]["precision"],
+    }
+
+
+def cell_key(config: Mapping[str, Any]) -> str:
+    """Return the key of everything but the seed: runs may be averaged only where it is the same."""
+    return config_key({k: v for k, v in determining(config).items() if k != "seed"})
+
+
+def by_setting(records: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """Split records by data, recipe and precision: only what is left may stand in one table.
+
+    Returns (suffix for a file name, records); the suffix is "" where there is one setting.
+    """
+    keys = [
+        config_key({k: v for k, v in determining(config).items() if k not in ("model", "seed")})
+        for config in records["config"]
+    ]
+    groups = list(records.groupby(keys))
+    return [("" if len(groups) == 1 else f"_{key[:6]}", rows) for key, rows in groups]
+
+
 def record_path(results_dir: Path | str, study: str, key: str) -> Path:
     """Return where the record of a run lies: results/<study>/records/<key>.json."""
     return Path(results_dir) / study / "records" / f"{key}.json"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import ROOT, command, compose_config, tiny_config
 
-from repmlp.results import load_records, record_path, write_record
+from repmlp.results import by_setting, load_records, record_path, write_record
 from repmlp.training.rows import row_key, run_row
 
 sys.path.insert(0, str(ROOT / "analysis"))
@@ -45,6 +45,7 @@ def test_bare_command_is_the_papers_recipe_and_fills_table_5(tmp_path):
     write(tmp_path, 10.0, "model=resmlp12_cifar", "recipe.epochs=20")
     write(tmp_path, 11.0, "model=resmlp12_cifar", "data.holdout=0.1")
     write(tmp_path, 12.0, "model=resmlp12_cifar", "model.width=64")
+    write(tmp_path, 13.0, "model=resmlp12_cifar", "trainer.precision=bf16-mixed")
     table = make_tables.paper_table("5", load_records(tmp_path))
     both = cell(table, "repmlpnet_cifar", "1x1+3x3")
     assert (both["ours top-1"], both["difference"]) == ("67.50 ± 0.71 (n=2)", "+0.07")
@@ -77,6 +78,22 @@ def test_a_study_shows_no_columns_of_other_studies(tmp_path):
     records = load_records(tmp_path).assign(texture_pct=float("nan"))
     assert "texture" not in make_tables.study_table(records)
     assert "texture" in make_tables.study_table(records.assign(texture_pct=3.0))
+
+
+def test_only_runs_of_one_setting_are_averaged(tmp_path):
+    for top1, overrides in (
+        (50.0, []),
+        (52.0, ["seed=1"]),
+        (80.0, ["recipe.epochs=20"]),
+        (10.0, ["model.blocks=[1,1]"]),
+    ):
+        write(tmp_path, top1, *overrides)
+    settings = dict(by_setting(load_records(tmp_path)))
+    assert sorted(map(len, settings.values())) == [1, 3] and all(settings)
+    tables = [make_tables.study_table(rows) for rows in settings.values()]
+    assert sorted(cell for table in tables for cell in table["top-1"]) == [
+        "10.00 (n=1)", "51.00 ± 1.41 (n=2)", "80.00 (n=1)",
+    ]  # fmt: skip
 
 
 def test_one_seed_makes_nothing_clear(tmp_path):

@@ -156,6 +156,10 @@ def test_bad_shapes_are_refused():
         RepMLPBlock(8, (4, 4), 3)
     with pytest.raises(ValueError, match="at least one share-set"):
         SetSharingFC((4, 4), 0)
+    with pytest.raises(ValueError, match="16 share-sets have to divide the channels"):
+        SetSharingFC((4, 4), 16)(torch.zeros(2, 24, 4, 4))
+    with pytest.raises(ValueError, match=r"size \(2, 8\)"):
+        SetSharingFC((4, 4), 2)(torch.zeros(2, 4, 2, 8))
     with pytest.raises(ValueError, match="reduction"):
         GlobalPerceptron(6)
     with pytest.raises(ValueError, match="running statistics"):

@@ -18,10 +18,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from repmlp.results import REQUIRED, read_record, record_path
 from repmlp.training import rows
+from repmlp.training.classifier import Classifier
 from repmlp.training.rows import row_key, run_row
 
 # what may differ between two runs of the same row
-HOST_FIELDS = {"train_seconds", "images_per_second", "commit", "dirty"}
+HOST_FIELDS = {"train_seconds", "images_per_second", "commit", "commits", "dirty"}
 
 
 def record_of(config: dict) -> dict:
@@ -104,6 +105,7 @@ def test_key_ignores_paths_and_devices_and_sees_the_rest(tmp_path):
     key = row_key(tiny_config(tmp_path))
     for same in ("trainer.threads=1", "output_dir=elsewhere", "trainer.eval_every=5", "study=other", "rerun=true"):
         assert row_key(tiny_config(tmp_path, same)) == key, same
+    assert row_key(tiny_config(tmp_path, "model.kernels=[3,1]")) == key
     for other in ("seed=1", "model.kernels=[3]", "data.n_train=300", "recipe.epochs=3", "trainer.precision=bf16-mixed"):
         assert row_key(tiny_config(tmp_path, other)) != key, other
 
@@ -186,6 +188,40 @@ def test_an_unwritable_folder_is_one_line(tmp_path):
     (tmp_path / "outputs").write_text("a file")
     outcome = run_row(tiny_config(tmp_path))
     assert outcome.state == "failed" and str(tmp_path / "outputs") in outcome.message
+
+
+def test_one_batch_that_is_nan_is_said(tmp_path, monkeypatch):
+    step = Classifier.training_step
+
+    def training_step(self, batch, batch_idx):
+        loss = step(self, batch, batch_idx)
+        if batch_idx == 1:
+            self.train_loss.update(torch.tensor(float("nan")))
+        return loss
+
+    monkeypatch.setattr(Classifier, "training_step", training_step)
+    outcome = run_row(tiny_config(tmp_path))
+    assert outcome.state == "failed" and "training loss is nan in epoch 0" in outcome.message
+
+
+def test_a_rerun_does_not_go_on_from_other_code(finished, tmp_path, monkeypatch, caplog):
+    """A checkpoint of another commit is used to continue a row (and recorded), but not to run it again."""
+    caplog.set_level("INFO")
+    config = tiny_config(tmp_path)
+    monkeypatch.setattr(rows, "git_state", lambda: {"commit": "a" * 40, "dirty": False})
+    monkeypatch.setattr(rows, "write_record", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+    assert run_row(config).state == "failed" and (run_folder(config) / "last.ckpt").exists()
+    monkeypatch.undo()
+    monkeypatch.setattr(rows, "git_state", lambda: {"commit": "b" * 40, "dirty": False})
+    assert run_row({**config, "rerun": True}).state == "finished"
+    assert "was trained by other code" in caplog.text
+    assert record_of(config)["commits"] == ["b" * 40]
+    assert_same_result(config, finished)
+
+
+def test_accelerators_without_float64_are_refused(tmp_path):
+    outcome = run_row(tiny_config(tmp_path, "trainer.accelerator=mps"))
+    assert outcome.state == "failed" and "use cpu" in outcome.message
 
 
 def test_diverged_training_is_said(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from torchvision.datasets import CIFAR100
 
 from repmlp.data.resident import Augmentation, DataInfo, ImageSet, ResidentData
@@ -32,15 +33,28 @@ class CIFAR100Data(ResidentData):
 
     def __init__(self, root: str | Path, *, download: bool = True, pad: int = 4, flip: bool = True, **kwargs):
         super().__init__(augmentation=Augmentation(pad=pad, flip=flip), **kwargs)
-        self.root = Path(root)
+        self.root = Path(root).expanduser()
         self.download = download
 
     def prepare_data(self) -> None:
         folder = self.root / CIFAR100.base_folder
         if not folder.is_dir() or not any(folder.iterdir()):
-            self._fetch(folder)
+            self._fetch_once(folder)
         _open(self.root, train=True)
         _open(self.root, train=False)
+
+    def _fetch_once(self, folder: Path) -> None:
+        """Download unless another process has just done so."""
+        if not self.download:
+            self._fetch(folder)
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.root / "cifar100.lock")
+            with lock:
+                if not folder.is_dir() or not any(folder.iterdir()):
+                    self._fetch(folder)
+        except PermissionError as error:
+            raise FileNotFoundError(f"CIFAR-100 is not in {folder}, which cannot be written: {INSTEAD}") from error
 
     def _fetch(self, folder: Path) -> None:
         if not self.download:

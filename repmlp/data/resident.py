@@ -147,7 +147,7 @@ class ResidentData(L.LightningDataModule):
     batch_size: images a step and process. eval_batch_size: the same in evaluation. seed: of order and augmentation.
     n_train: use that many training images, the same number of each class, None for all.
     holdout: evaluate on this share of the *training* images (the last of each class) instead of the test set.
-    Raises ValueError in setup() where a class has too few images.
+    Raises ValueError in setup() where there are fewer training images than wanted or than a batch, or none held out.
     """
 
     info: DataInfo
@@ -189,6 +189,8 @@ class ResidentData(L.LightningDataModule):
             train = train.subset(split_per_class(train.labels, self.info.num_classes, share)[0])
         if len(train.labels) < self.batch_size:
             raise ValueError(f"batch_size={self.batch_size} is more than the {len(train.labels)} training images")
+        if not len(test.labels):
+            raise ValueError(f"data.holdout={self.holdout} holds out no image: there are too few of each class")
         device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
         self.train_set = ImageSet(train.images.to(device), train.labels.to(device))
         self.eval_set = ImageSet(test.images.to(device), test.labels.to(device))

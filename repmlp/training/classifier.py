@@ -58,7 +58,8 @@ class Classifier(L.LightningModule):
     net: the network. recipe: epochs, warmup_epochs, lr_per_256, weight_decay, betas, clip_norm,
     label_smoothing, batch_size.
     steps_per_epoch: optimizer steps. num_classes: K. parts: see PartAccuracy. seed: of the run.
-    `curve` holds one entry an epoch and is kept in checkpoints, as is `train_seconds` (evaluation not counted).
+    `curve` holds one entry an epoch and is kept in checkpoints, as are `train_seconds` (evaluation not counted) and
+    `commits`, the versions of the code that trained: `commit` is added to them when training starts or goes on.
     Raises FloatingPointError at the end of an epoch whose loss is not finite.
     """
 
@@ -78,9 +79,11 @@ class Classifier(L.LightningModule):
         self.seed = seed
         self.val_metrics = accuracy_metrics(num_classes)
         self.val_parts = PartAccuracy(parts or {})
-        self.train_loss = MeanMetric()
+        self.train_loss = MeanMetric(nan_strategy="disable")  # by default it drops NaNs from the mean
         self.curve: list[dict[str, float]] = []
         self.train_seconds = 0.0
+        self.commit: str | None = None
+        self.commits: list[str | None] = []
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
@@ -101,6 +104,10 @@ class Classifier(L.LightningModule):
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> None:
         # Lightning refuses to clip for a fused optimizer under autocast, though only float16's loss scaling forbids it.
         nn.utils.clip_grad_norm_(self.net.parameters(), self.recipe["clip_norm"])
+
+    def on_train_start(self) -> None:
+        if self.commit not in self.commits:
+            self.commits.append(self.commit)
 
     def on_train_epoch_start(self) -> None:
         self._started = time.perf_counter()
@@ -146,7 +153,9 @@ class Classifier(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["curve"] = self.curve
         checkpoint["train_seconds"] = self.train_seconds
+        checkpoint["commits"] = self.commits
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.curve = checkpoint["curve"]
         self.train_seconds = checkpoint["train_seconds"]
+        self.commits = checkpoint["commits"]

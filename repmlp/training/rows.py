@@ -34,14 +34,12 @@ from repmlp.data import build_data
 from repmlp.layers import SetSharingFC
 from repmlp.locality import locality_profile
 from repmlp.models import build_model, check_state_dict, save_model
-from repmlp.results import BadRecord, config_key, read_record, record_path, write_record
+from repmlp.results import PATHS, BadRecord, config_key, determining, read_record, record_path, write_record
 from repmlp.training.callbacks import EpochLine, KernelImages
 from repmlp.training.classifier import Classifier
 from repmlp.training.merge_check import compare_merged
 
 log = logging.getLogger(__name__)
-
-PATHS = ("root", "download")  # fields of `data` that say where the images come from, not which they are
 
 LISTS = ("kernels", "share_sets", "channels", "blocks")  # fields of `model` that hold lists of whole numbers
 PRECISIONS = ("32-true", "bf16-mixed")
@@ -59,17 +57,6 @@ class Outcome:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
-
-
-def determining(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Pick what determines the result of a run: not paths, devices, folders or how often it is looked at."""
-    return {
-        "model": {k: v for k, v in config["model"].items() if k != "name"},
-        "data": {k: v for k, v in config["data"].items() if k not in PATHS},
-        "recipe": dict(config["recipe"]),
-        "seed": config["seed"],
-        "precision": config["trainer"]["precision"],
-    }
 
 
 def row_key(config: Mapping[str, Any]) -> str:
@@ -220,7 +207,7 @@ def _train(config: Mapping[str, Any], folder: Path, path: Path) -> None:
     )
     trainer = L.Trainer(
         max_epochs=recipe["epochs"],
-        accelerator=options["accelerator"],
+        accelerator=_accelerator(options["accelerator"]),
         devices=1,
         precision=options["precision"],
         check_val_every_n_epoch=options["eval_every"],
@@ -245,7 +232,8 @@ def _train(config: Mapping[str, Any], folder: Path, path: Path) -> None:
     if options["compile"]:
         net.compile()
     last = folder / "last.ckpt"
-    resumable = _usable_checkpoint(last, classifier)
+    resumable = _usable_checkpoint(last, classifier, state["commit"] if config["rerun"] else None)
+    classifier.commit = state["commit"]
     _fit(trainer, classifier, data, last if resumable else None)
 
     net = classifier.net.to(trainer.strategy.root_device)
@@ -255,7 +243,7 @@ def _train(config: Mapping[str, Any], folder: Path, path: Path) -> None:
         "study": config["study"],
         "sweep": config["sweep"],
         "model": config["model"]["name"],
-        "kernels": list(config["model"]["kernels"]),
+        "kernels": sorted(config["model"]["kernels"]),
         "share_sets": config["model"].get("share_sets"),
         "global_perceptron": config["model"].get("global_perceptron"),
         "data": config["data"]["name"],
@@ -279,6 +267,7 @@ def _train(config: Mapping[str, Any], folder: Path, path: Path) -> None:
         "versions": {name: version(name) for name in ("torch", "lightning", "torchmetrics", "timm", "numpy")}
         | {"python": platform.python_version()},
         **state,
+        "commits": classifier.commits,
         "config": _published(config),
         "curve": classifier.curve,
     }
@@ -291,6 +280,19 @@ def _train(config: Mapping[str, Any], folder: Path, path: Path) -> None:
             "the trained weights are kept"
         ) from error
     last.unlink(missing_ok=True)
+
+
+def _accelerator(name: str) -> str:
+    """Return the accelerator to train on; Apple's GPUs have no float64, which merging needs.
+
+    Raises ValueError where "mps" is asked for.
+    """
+    if name == "mps":
+        raise ValueError("trainer.accelerator=mps: it has no float64, which merging needs; use cpu")
+    if name == "auto" and not torch.cuda.is_available() and torch.backends.mps.is_available():
+        log.info("training on the CPU: Apple's GPU has no float64, which merging needs")
+        return "cpu"
+    return name
 
 
 def _check_numbers(config: Mapping[str, Any]) -> None:
@@ -340,15 +342,17 @@ def _fit(trainer: L.Trainer, classifier: Classifier, data: L.LightningDataModule
         raise KeyboardInterrupt from error
 
 
-def _usable_checkpoint(path: Path, classifier: Classifier) -> bool:
+def _usable_checkpoint(path: Path, classifier: Classifier, only_commit: str | None) -> bool:
     """Say whether a run can go on from `path`. A damaged file is set aside with a warning.
 
+    only_commit: set the checkpoint aside too where other code trained it (a row that is to be run again).
     Raises ValueError for the checkpoint of another network.
     """
     if not path.exists():
         return False
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        state = checkpoint["state_dict"]
     except Exception as error:  # torch.load has no error type of its own for a truncated file
         aside = _set_aside(path)
         log.warning("%s is damaged (%s); set aside as %s, the row is run again", path, one_line(error), aside.name)
@@ -357,6 +361,10 @@ def _usable_checkpoint(path: Path, classifier: Classifier) -> bool:
         check_state_dict(path, state, classifier.state_dict())
     except ValueError as error:
         raise ValueError(f"{error}: move it away, or use another study") from error
+    trained_by = checkpoint.get("commits", [])
+    if only_commit and trained_by != [only_commit]:
+        log.info("%s was trained by other code; set aside as %s, the row is run again", path, _set_aside(path).name)
+        return False
     log.info("continuing from %s", path)
     return True
 

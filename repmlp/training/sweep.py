@@ -50,9 +50,10 @@ def start_plan(folder: Path, rows: int) -> None:
     (folder / PLAN).write_text(json.dumps({"rows": rows, "started": time.time()}))
 
 
-def outcomes(folder: Path) -> list[Outcome]:
-    """Read how the rows ended so far, in the order of the rows."""
-    return [Outcome(**json.loads(path.read_text())) for path in sorted((folder / OUTCOMES).glob("*.json"))]
+def outcomes(folder: Path) -> dict[int, Outcome]:
+    """Read how the rows ended so far, by the number of the row, from 0."""
+    paths = sorted((folder / OUTCOMES).glob("*.json"))
+    return {int(path.stem): Outcome(**json.loads(path.read_text())) for path in paths}
 
 
 def note_outcome(folder: Path, number: int, outcome: Outcome) -> None:
@@ -67,7 +68,7 @@ def progress_line(folder: Path, number: int, label: str) -> str:
     """Say which row this is of how many, and about how long the rest takes, from the rows trained in this sweep."""
     plan = json.loads((folder / PLAN).read_text())
     ended = outcomes(folder)
-    trained = [o for o in ended if o.state == "finished"]
+    trained = [o for o in ended.values() if o.state == "finished"]
     line = f"row {number + 1}/{plan['rows']}: {label}"
     if trained:
         # Wall time over trained rows, not the mean of their times: right for rows side by side too.
@@ -96,13 +97,15 @@ def finish(folder: Path) -> None:
     """Print the summary of a sweep; raises SystemExit(1) where a row failed or never reported."""
     rows = json.loads((folder / PLAN).read_text())["rows"]
     ended = outcomes(folder)
-    counts = {state: sum(o.state == state for o in ended) for state in ("finished", "skipped", "busy", "failed")}
+    counts = {
+        state: sum(o.state == state for o in ended.values()) for state in ("finished", "skipped", "busy", "failed")
+    }
     counts["without a report"] = rows - len(ended)
     summary = ", ".join(f"{n} {state}" for state, n in counts.items() if n)
     print(f"{rows} row{'s' if rows > 1 else ''}: {summary}", file=sys.stderr)
     # rows that failed for one reason (no data set, say) are named together
     reasons: dict[tuple[str, str], list[str]] = {}
-    for number, outcome in enumerate(ended):
+    for number, outcome in ended.items():
         if outcome.state in ("failed", "busy"):
             reasons.setdefault((outcome.state, outcome.message), []).append(f"row {number + 1} ({outcome.label})")
     for (state, message), named in reasons.items():
