@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from figures import save
 from make_tables import branches
+from matplotlib.ticker import MaxNLocator
 
 from repmlp.locality import uniform_profile
 from repmlp.results import by_setting, cell_key, load_records
@@ -67,6 +68,7 @@ def draw(records: pd.DataFrame, title: str, stem: Path) -> list[Path]:
             axis.set_title(f"{model}: {name}", fontsize=10)
             axis.set_ylabel(label)
             axis.set_xlabel("epoch" if axis is not row[2] else "spatial layer")
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             axis.grid(alpha=0.3)
             axis.legend(fontsize=7)
     figure.suptitle(title)
