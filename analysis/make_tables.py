@@ -21,7 +21,7 @@ import torch
 
 from repmlp import build_model
 from repmlp.cost import count_macs, count_params, count_params_paper
-from repmlp.results import PATHS, by_setting, cell_key, load_records
+from repmlp.results import PATHS, branch_label, by_setting, cell_key, load_records
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -66,11 +66,6 @@ def is_full_recipe(record: Mapping[str, Any]) -> bool:
     )
 
 
-def branches(kernels: tuple[int, ...] | list[int]) -> str:
-    """Write branch sizes as a table shows them."""
-    return "+".join(f"{k}x{k}" for k in kernels) or "none"
-
-
 @cache
 def counts(
     name: str, classes: int, kernels: tuple[int, ...], share_sets: tuple[int, ...], gate: bool | None
@@ -105,18 +100,18 @@ def mean_std(values: pd.Series) -> str:
 def paper_table(number: str, records: pd.DataFrame) -> pd.DataFrame:
     """Make Table 4 or 5: the paper's top-1, ours by the full recipe, the difference, and the costs of both."""
     paper = read_paper()
+    full = [r for r in records.to_dict("records") if is_full_recipe(r)]
     rows = []
     for row in paper[paper["table"] == number].itertuples():
-        ours = pd.Series(dtype=float)
-        if len(records):
-            same = [
-                is_full_recipe(r)
-                and (r["data"], r["model"], tuple(r["kernels"])) == (row.data, row.model, row.kernels)
-                and tuple(r["share_sets"] or ()) == row.share_sets
-                and r["global_perceptron"] == row.global_perceptron
-                for r in records.to_dict("records")
-            ]
-            ours = records[same].drop_duplicates("seed")["top1_pct"]
+        # by seed: two studies may hold the same run
+        by_seed = {
+            r["seed"]: r["top1_pct"]
+            for r in full
+            if (r["data"], r["model"], tuple(r["kernels"])) == (row.data, row.model, row.kernels)
+            and tuple(r["share_sets"] or ()) == row.share_sets
+            and r["global_perceptron"] == row.global_perceptron
+        }
+        ours = pd.Series(by_seed, dtype=float)
         # what a '+' is counted from: Table 5, the net without branches; Table 4, without Global Perceptron
         reference = (
             ((), row.share_sets, row.global_perceptron) if number == "5" else (row.kernels, row.share_sets, False)
@@ -125,7 +120,7 @@ def paper_table(number: str, records: pd.DataFrame) -> pd.DataFrame:
         params, params_rule, macs = counts(
             row.model, CLASSES[row.data], row.kernels, row.share_sets, row.global_perceptron
         )
-        cells = {"data": row.data, "model": row.model, "branches": branches(row.kernels)}
+        cells = {"data": row.data, "model": row.model, "branches": branch_label(row.kernels)}
         if number == "4":
             cells |= {"share-sets": list(row.share_sets), "Global Perceptron": "yes" if row.global_perceptron else "no"}
         extra = number == "5" and row.kernels
@@ -171,7 +166,7 @@ def study_table(records: pd.DataFrame) -> pd.DataFrame:
             records[name] = None
     records["share_sets"] = [tuple(s) if isinstance(s, list) else () for s in records["share_sets"]]
     records["kernels"] = [tuple(k) for k in records["kernels"]]
-    records["gate"] = [g if isinstance(g, bool) else None for g in records["global_perceptron"]]
+    records["gate"] = [{True: "yes", False: "no"}.get(gate, "-") for gate in records["global_perceptron"]]
     records["cell"] = [cell_key(config) for config in records["config"]]
     records["order"] = [(len(k), k) for k in records["kernels"]]
     # texture and arrangement: whatever a data set's labels are made of
@@ -181,12 +176,9 @@ def study_table(records: pd.DataFrame) -> pd.DataFrame:
         if name.endswith("_pct") and not name.endswith("_merged_pct") and name not in ("top1_pct", "top5_pct")
     ]
     rows: list[dict[str, Any]] = []
-    cells = sorted(
-        records.groupby(["model", "order", "share_sets", "gate", "cell"], dropna=False, sort=False),
-        key=lambda cell: (*tuple(map(str, (cell[0][0],))), cell[0][2], str(cell[0][3]), cell[0][1]),
-    )
+    cells = sorted(records.groupby(["model", "share_sets", "gate", "order", "cell"]), key=lambda cell: cell[0])
     reference: tuple[str, pd.DataFrame] | None = None
-    for (model, _, share_sets, gate, _), cell in cells:
+    for (model, share_sets, gate, _, _), cell in cells:
         if reference is None or reference[0] != model:
             reference = (model, cell)
             gain, clear = "", ""
@@ -199,9 +191,9 @@ def study_table(records: pd.DataFrame) -> pd.DataFrame:
         rows.append(
             {
                 "model": model,
-                "branches": branches(cell["kernels"].iloc[0]),
+                "branches": branch_label(cell["kernels"].iloc[0]),
                 "share-sets": list(share_sets) if share_sets else "1",
-                "Global Perceptron": {True: "yes", False: "no", None: "-"}[gate if isinstance(gate, bool) else None],
+                "Global Perceptron": gate,
                 "top-1": mean_std(cell["top1_pct"]),
                 "merged top-1": f"{cell['top1_merged_pct'].mean():.2f}",
                 "gain ± SE": gain,
@@ -255,20 +247,11 @@ def emit(name: str, title: str, note: str, table: pd.DataFrame, folder: Path) ->
     folder.mkdir(parents=True, exist_ok=True)
     text = f"## {title}\n\n{note}\n\n{table.to_markdown(index=False, disable_numparse=True)}\n"
     (folder / f"{name}.md").write_text(text)
-    escaped = table.astype(str)
-    (folder / f"{name}.tex").write_text(
-        escaped.style.hide(axis="index").to_latex(hrules=True, **_latex(escaped, title))
-    )
+    latex = table.astype(str).style.format(escape="latex").format_index(escape="latex", axis="columns")
+    caption = title.replace("_", r"\_")
+    (folder / f"{name}.tex").write_text(latex.hide(axis="index").to_latex(hrules=True, caption=caption))
     table.to_csv(folder / f"{name}.csv", index=False)
     print(text)
-
-
-def _latex(table: pd.DataFrame, title: str) -> dict[str, Any]:
-    """Escape what LaTeX would take for markup; the Styler leaves text as it is."""
-    marks = {"_": r"\_", "%": r"\%", "&": r"\&", "±": r"$\pm$"}
-    for column in table.columns:
-        table[column] = table[column].map(lambda text: "".join(marks.get(c, c) for c in text))
-    return {"caption": title.replace("_", r"\_")}
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -12,11 +12,10 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 from figures import save
-from make_tables import branches
 from matplotlib.ticker import MaxNLocator
 
 from repmlp.locality import uniform_profile
-from repmlp.results import by_setting, cell_key, load_records
+from repmlp.results import branch_label, by_setting, cell_key, load_records
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -39,7 +38,7 @@ def near_share(runs: pd.DataFrame, which: str, distance: int = 1) -> pd.Series:
 def draw(records: pd.DataFrame, title: str, stem: Path) -> list[Path]:
     """Draw one row of panels a network: top-1, training loss, and locality of the merged and of the bare kernels."""
     records = records.assign(
-        label=[branches(kernels) for kernels in records["kernels"]], cell=[cell_key(c) for c in records["config"]]
+        label=[branch_label(kernels) for kernels in records["kernels"]], cell=[cell_key(c) for c in records["config"]]
     )
     for field, word in (("share_sets", "S="), ("global_perceptron", "Global Perceptron ")):
         if records.groupby("model")[field].agg(lambda column: len(set(map(str, column)))).max() > 1:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,11 @@ def config_key(config: Mapping[str, Any]) -> str:
     """Return twelve hex digits that stand for everything in `config`, whatever the order of its keys."""
     text = json.dumps(config, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def branch_label(kernels: Iterable[int]) -> str:
+    """Write the sizes of branches as tables and progress lines show them: "1x1+3x3", or "none"."""
+    return "+".join(f"{k}x{k}" for k in kernels) or "none"
 
 
 PATHS = ("root", "download")  # fields of `data` that say where the images come from, not which they are

@@ -157,7 +157,7 @@ def test_cifar_damaged_is_refused_before_it_is_unpickled(release):
     path = release / "cifar-100-python" / "train"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match=r"MD5 differs.*remove that folder.*data=patterns"):
-        CIFAR100Data(release).prepare_data()
+        CIFAR100Data(release).setup()
 
 
 def test_impossible_sizes_are_refused(release):

@@ -37,35 +37,26 @@ class CIFAR100Data(ResidentData):
         self.download = download
 
     def prepare_data(self) -> None:
+        """Download where the data set is absent; setup() checks the files as it reads them."""
         folder = self.root / CIFAR100.base_folder
-        if not folder.is_dir() or not any(folder.iterdir()):
-            self._fetch_once(folder)
-        _open(self.root, train=True)
-        _open(self.root, train=False)
-
-    def _fetch_once(self, folder: Path) -> None:
-        """Download unless another process has just done so."""
-        if not self.download:
-            self._fetch(folder)
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.root / "cifar100.lock")
-            with lock:
-                if not folder.is_dir() or not any(folder.iterdir()):
-                    self._fetch(folder)
-        except PermissionError as error:
-            raise FileNotFoundError(f"CIFAR-100 is not in {folder}, which cannot be written: {INSTEAD}") from error
-
-    def _fetch(self, folder: Path) -> None:
+        if _holds_files(folder):
+            return
         if not self.download:
             raise FileNotFoundError(f"CIFAR-100 is not in {folder} and download=false: {INSTEAD}")
         try:
-            CIFAR100(self.root, download=True)
+            self.root.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.root / "cifar100.lock"):
+                if not _holds_files(folder):  # or another process has just fetched it
+                    CIFAR100(self.root, download=True)
         except (OSError, RuntimeError) as error:
             raise FileNotFoundError(f"CIFAR-100 is not in {folder}, download failed ({error}): {INSTEAD}") from error
 
     def load(self) -> tuple[ImageSet, ImageSet]:
         return _read(self.root, train=True), _read(self.root, train=False)
+
+
+def _holds_files(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())
 
 
 def _open(root: Path, train: bool) -> CIFAR100:

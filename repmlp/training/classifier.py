@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -137,7 +138,7 @@ class Classifier(L.LightningModule):
     def on_train_epoch_end(self) -> None:
         loss = float(self.train_loss.compute())
         self.train_loss.reset()
-        if not torch.isfinite(torch.tensor(loss)):
+        if not math.isfinite(loss):
             raise FloatingPointError(
                 f"the training loss is {loss} in epoch {self.current_epoch}: lower recipe.lr_per_256"
             )

@@ -18,7 +18,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,16 @@ from repmlp.data import build_data
 from repmlp.layers import SetSharingFC
 from repmlp.locality import locality_profile
 from repmlp.models import build_model, check_state_dict, save_model
-from repmlp.results import PATHS, BadRecord, config_key, determining, read_record, record_path, write_record
+from repmlp.results import (
+    PATHS,
+    BadRecord,
+    branch_label,
+    config_key,
+    determining,
+    read_record,
+    record_path,
+    write_record,
+)
 from repmlp.training.callbacks import EpochLine, KernelImages
 from repmlp.training.classifier import Classifier
 from repmlp.training.merge_check import compare_merged
@@ -55,9 +64,6 @@ class Outcome:
     message: str = ""
     seconds: float = 0.0
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def row_key(config: Mapping[str, Any]) -> str:
     """Return the key of a row, the name of its record and of its folder."""
@@ -68,7 +74,7 @@ def row_label(config: Mapping[str, Any]) -> str:
     """Say in words which row this is."""
     model = config["model"]
     kernels, share_sets = (value if isinstance(value, list) else [value] for value in map(model.get, LISTS[:2]))
-    parts = [str(model["name"]), "branches " + ("+".join(f"{k}x{k}" for k in kernels) or "none")]
+    parts = [str(model["name"]), "branches " + branch_label(kernels)]
     if "share_sets" in model:
         parts.append("S=" + ",".join(map(str, share_sets)))
     if not model.get("global_perceptron", True):

@@ -10,6 +10,7 @@ import json
 import logging
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def note_outcome(folder: Path, number: int, outcome: Outcome) -> None:
     """Write down how row `number` (from 0) ended, in one step, for whoever looks meanwhile."""
     path = folder / OUTCOMES / f"{number:05d}.json"
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(outcome.as_dict()))
+    partial.write_text(json.dumps(asdict(outcome)))
     partial.replace(path)
 
 
