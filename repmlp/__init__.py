@@ -4,7 +4,9 @@ from repmlp.inject import BatchNormStats, Branch, conv_to_fc, fuse_bn, merge_bra
 from repmlp.layers import GlobalPerceptron, LocalPerceptron, RepMLPBlock, SetSharingFC
 from repmlp.models import build_model, load_model, save_model
 from repmlp.repmlpnet import RepMLPNet
+from repmlp.resize import resize
 from repmlp.resmlp import ResMLP
+from repmlp.universal import InjectedLinear, inject_locality, merge_locality
 
 __version__ = "0.1.0"
 
@@ -12,6 +14,7 @@ __all__ = [
     "BatchNormStats",
     "Branch",
     "GlobalPerceptron",
+    "InjectedLinear",
     "LocalPerceptron",
     "RepMLPBlock",
     "RepMLPNet",
@@ -20,7 +23,10 @@ __all__ = [
     "build_model",
     "conv_to_fc",
     "fuse_bn",
+    "inject_locality",
     "load_model",
     "merge_branches",
+    "merge_locality",
+    "resize",
     "save_model",
 ]

@@ -40,20 +40,20 @@ class LocalPerceptron(nn.Module):
     Paper: RepMLPNet Section 4, "Local Perceptron". S channels each, on the interleaved view of the map: channel c of
     the map is convolved with kernel c mod S, and the batch norm pools over the channels of a set.
 
-    share_sets: S, has to divide the channels. kernels: odd sizes, e.g. (1, 3).
+    share_sets: S, has to divide the channels. kernels: odd sizes k, e.g. (1, 3).
+    sequence: the map is a sequence, (N, C, 1, n), and the kernels are (1, k) instead of (k, k).
     Input and output (N, C, h, w).
     """
 
-    def __init__(self, share_sets: int, kernels: Sequence[int] = (1, 3)):
+    def __init__(self, share_sets: int, kernels: Sequence[int] = (1, 3), *, sequence: bool = False):
         super().__init__()
         self.share_sets = share_sets
         self.kernels = check_kernels(kernels)
-        self.convs = nn.ModuleDict(
-            {
-                str(k): nn.Conv2d(share_sets, share_sets, k, padding=k // 2, groups=share_sets, bias=False)
-                for k in self.kernels
-            }
-        )
+        self.convs = nn.ModuleDict()
+        for k in self.kernels:
+            taps = (1, k) if sequence else (k, k)
+            padding = (taps[0] // 2, taps[1] // 2)
+            self.convs[str(k)] = nn.Conv2d(share_sets, share_sets, taps, padding=padding, groups=share_sets, bias=False)
         self.norms = nn.ModuleDict({str(k): nn.BatchNorm2d(share_sets) for k in self.kernels})
 
     def forward(self, x: Tensor) -> Tensor:

@@ -2,23 +2,62 @@
 
 from __future__ import annotations
 
+import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import timm
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from repmlp.layers import SetSharingFC
 from repmlp.repmlpnet import RepMLPNet
 from repmlp.resmlp import ResMLP
+from repmlp.universal import InjectedLinear, inject_locality
 
-ARCHITECTURES: dict[str, type[nn.Module]] = {"repmlpnet": RepMLPNet, "resmlp": ResMLP}
+SPATIAL_LAYERS = (SetSharingFC, InjectedLinear)  # layers over a map that have branches, `size` and `merged()`
+
+
+def build_timm(
+    variant: str,
+    kernels: Sequence[int] = (),
+    *,
+    img_size: int | None = None,
+    num_classes: int,
+    inference_mode: bool = False,
+    arguments: Mapping[str, Any] | None = None,
+    **more: Any,
+) -> nn.Module:
+    """Build a model by its timm name, untrained; branches are injected into one that is not RepMLPNet.
+
+    variant: e.g. "repmlpnet_t224" or "resmlp_12_224". kernels: branch sizes, () for none. img_size: pixels; given to
+    models that are built for one size (others take any). inference_mode: without branches, to load merged weights into.
+    arguments, more: of the model's constructor.
+    Raises ValueError for an unknown name, and where branches fit no layer; see inject_locality.
+    """
+    if not timm.is_model(variant):
+        close = difflib.get_close_matches(variant, timm.list_models(), n=3)
+        raise ValueError(f"timm has no model {variant!r}" + (f": did you mean {' or '.join(close)}?" if close else ""))
+    ours = timm.model_entrypoint(variant).__module__ == RepMLPNet.__module__
+    given = {**more, **(arguments or {})}
+    if img_size is not None and (cfg := timm.get_pretrained_cfg(variant)) and cfg.fixed_input_size:
+        given["img_size"] = img_size
+    if ours:
+        return timm.create_model(
+            variant, num_classes=num_classes, kernels=tuple(kernels), inference_mode=inference_mode, **given
+        )
+    model = timm.create_model(variant, num_classes=num_classes, **given)
+    return inject_locality(model, kernels, inplace=True) if kernels and not inference_mode else model
+
+
+ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {"repmlpnet": RepMLPNet, "resmlp": ResMLP, "timm": build_timm}
 
 
 def build_model(config: Mapping[str, Any], num_classes: int = 100, inference_mode: bool = False) -> nn.Module:
-    """Build the network that `config` describes: {"arch": "repmlpnet" | "resmlp", ...constructor arguments}.
+    """Build the network that `config` describes: {"arch": one of ARCHITECTURES, ...its arguments}.
 
     "name" is a label and not looked at. Raises ValueError for an unknown architecture or argument.
     """

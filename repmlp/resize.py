@@ -1,0 +1,114 @@
+"""Take a trained network to another image size by interpolating its set-sharing FCs.
+
+Not in the papers, where a larger image goes through in partitions of the trained size (RepMLPNet Section 4) and every
+resolution is trained anew. What this costs in accuracy has to be measured for the weights at hand.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from repmlp.layers import SetSharingFC
+from repmlp.repmlpnet import RepMLPNet
+from repmlp.resmlp import ResMLP
+
+
+def resize(model: nn.Module, img_size: int | tuple[int, int]) -> nn.Module:
+    """Return a copy of a RepMLPNet or ResMLP for images of `img_size` pixels; the original stays as it is.
+
+    With R(a -> b) the matrix of antialiased bicubic interpolation from maps of size a to size b, whose rows sum to 1,
+    each FC kernel becomes W' = R(old -> new) W R(new -> old), each FC bias b' = R(old -> new) b: bring the map to the
+    trained size, apply the layer, bring the result back. For a larger size R(new -> old) is the transpose of
+    R(old -> new) but for the normalisation of rows, so W' is W interpolated over output and input positions alike,
+    scaled so that a constant map gets the interpolated response, W' 1 = R(old -> new) W 1. Convolutions and batch norms
+    have no size and are copied. Float64 arithmetic, rounded once to the kernel's dtype.
+
+    Resize before reparameterize(): in a merged kernel the convolutions would be stretched with the rest, which is
+    warned of. Resized weights fit a network built with the new img_size (a ResMLP only where that is square).
+
+    img_size: side of a square image, or (height, width), in pixels; multiples of the stride of the last map.
+    Raises TypeError for another kind of model, ValueError for a size that is no such multiple, or a net without FCs.
+    """
+    stages, strides = _stages(model)
+    if not any(stages):
+        raise ValueError(f"this {type(model).__name__} has no set-sharing FCs, so there is nothing to resize")
+    sides = tuple(img_size) if isinstance(img_size, Sequence) else (img_size, img_size)
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 and side % strides[-1] == 0 for side in sides):
+        raise ValueError(
+            f"img_size={img_size!r}: use a number of pixels or (height, width), "
+            f"multiples of {strides[-1]}, the stride of the last map"
+        )
+    # a merged ResMLP looks like one that never had branches
+    if any(fc.norm is None and fc.local_perceptron is None for stage in stages for fc in stage):
+        warnings.warn(
+            "the model has no branches: convolutions that were merged into its FC kernels, if any, are stretched with "
+            "them; resize() the train-time model and reparameterize() the result",
+            stacklevel=2,
+        )
+    model = copy.deepcopy(model)
+    sizes = [(sides[0] // stride, sides[1] // stride) for stride in strides]
+    for fcs, size in zip(_stages(model)[0], sizes, strict=True):
+        for fc in fcs:
+            _resize_fc(fc, size)
+    if isinstance(model, RepMLPNet):
+        model.img_size = sides
+    else:
+        model.size = sizes[-1]
+    return model
+
+
+def _stages(model: nn.Module) -> tuple[list[list[SetSharingFC]], list[int]]:
+    """Return the set-sharing FCs and the stride, in pixels, of every stage; a ResMLP is one stage."""
+    if isinstance(model, RepMLPNet):
+        stages = list(model.stages)
+        strides = [info["reduction"] for info in model.feature_info[: len(stages)]]
+    elif isinstance(model, ResMLP):
+        stages, strides = [model.blocks], [model.patch_embed.stride[0]]
+    else:
+        raise TypeError(f"resize() takes a RepMLPNet or a ResMLP itself, no wrapper; got {type(model).__name__}")
+    return [[m for m in stage.modules() if isinstance(m, SetSharingFC)] for stage in stages], strides
+
+
+@torch.no_grad()
+def _resize_fc(fc: SetSharingFC, size: tuple[int, int]) -> None:
+    """Interpolate weight and bias in place; the same size leaves every bit as it is."""
+    if size == fc.size:
+        return
+    (h, w), (new_h, new_w) = fc.size, size
+    there = [_interpolation(h, new_h, fc.weight.device), _interpolation(w, new_w, fc.weight.device)]
+    back = [_interpolation(new_h, h, fc.weight.device).T, _interpolation(new_w, w, fc.weight.device).T]
+    weight = fc.weight.new_empty(fc.share_sets, new_h * new_w, new_h * new_w)
+    for target, source in zip(weight, fc.weight, strict=True):  # one set at a time: float64 is large
+        # (h*w, h*w) -> (h, w, h, w) -> (h', w', h', w') -> (h'*w', h'*w')
+        target.copy_(_along_axes(source.double().view(h, w, h, w), [*there, *back]).reshape(target.shape))
+    fc.weight = nn.Parameter(weight, requires_grad=fc.weight.requires_grad)
+    if fc.bias is not None:
+        # (S, h*w) -> (h, w, S) -> (S, h', w') -> (S, h'*w')
+        bias = _along_axes(fc.bias.double().T.reshape(h, w, fc.share_sets), there).flatten(1)
+        fc.bias = nn.Parameter(bias.to(fc.bias.dtype), requires_grad=fc.bias.requires_grad)
+    fc.size = size
+
+
+def _along_axes(array: Tensor, matrices: list[Tensor]) -> Tensor:
+    """Multiply the first axes of an array by a matrix (new, old) each; they end up behind those that had none."""
+    for matrix in matrices:
+        # the axis in front is summed over, and its resized form appended
+        array = torch.tensordot(array, matrix, dims=([0], [1]))
+    return array
+
+
+def _interpolation(old: int, new: int, device: torch.device) -> Tensor:
+    """Return antialiased bicubic interpolation from `old` points to `new` as a matrix, (new, old), in float64.
+
+    A map is interpolated along one axis and then along the other, so these two matrices are the whole of it.
+    """
+    # one row per image, not one column: torch interpolates maps of width 1 wrongly along their height (seen in 2.15)
+    rows = torch.eye(old, dtype=torch.float64, device="cpu").view(old, 1, 1, old)
+    # (old, 1, 1, old) -> (old, 1, 1, new) -> (new, old)
+    return F.interpolate(rows, size=(1, new), mode="bicubic", antialias=True).view(old, new).T.to(device)
