@@ -37,21 +37,29 @@ def branch_label(kernels: Iterable[int]) -> str:
     return "+".join(f"{k}x{k}" for k in kernels) or "none"
 
 
-PATHS = ("root", "download")  # fields of `data` that say where the images come from, not which they are
+# Fields of `data` that say where the images come from and who decodes them, not which they are.
+PATHS = ("root", "download", "workers", "eval_batch_size")
+# Settings that came later, at the value that changes nothing: left out, so that older records keep their keys.
+NEUTRAL = {
+    "model": {"drop_path_rate": 0.0, "arguments": None},
+    "recipe": {"mixup": 0.0, "cutmix": 0.0, "ema_decay": 0.0},
+    "data": {"n_eval": None},
+}
 
 
 def determining(config: Mapping[str, Any]) -> dict[str, Any]:
     """Pick what determines the result of a run: not paths, devices, folders or how often it is looked at."""
-    model = {k: v for k, v in config["model"].items() if k != "name"}
-    if isinstance(model.get("kernels"), list):
-        model["kernels"] = sorted(model["kernels"], key=str)
-    return {
-        "model": model,
-        "data": {k: v for k, v in config["data"].items() if k not in PATHS},
-        "recipe": dict(config["recipe"]),
-        "seed": config["seed"],
-        "precision": config["trainer"]["precision"],
+    parts = {
+        name: {k: v for k, v in config[name].items() if k not in ignored and NEUTRAL[name].get(k, ...) != v}
+        for name, ignored in (("model", ("name",)), ("data", PATHS), ("recipe", ()))
     }
+    if isinstance(parts["model"].get("kernels"), list):
+        parts["model"]["kernels"] = sorted(parts["model"]["kernels"], key=str)
+    trainer = config["trainer"]
+    # More processes split a batch, and batch norm sees the share of a process unless it is synchronised.
+    processes = trainer.get("devices", 1) * trainer.get("num_nodes", 1)
+    shared = {} if processes == 1 else {"processes": processes, "sync_batchnorm": trainer.get("sync_batchnorm", False)}
+    return {**parts, **shared, "seed": config["seed"], "precision": trainer["precision"]}
 
 
 def cell_key(config: Mapping[str, Any]) -> str:

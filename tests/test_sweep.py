@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, TINY, command, compose_config
+from hydra import compose, initialize_config_dir
 from test_rows import start
 
-from repmlp.training.rows import Outcome
-from repmlp.training.sweep import finish, note_outcome, progress_line, start_plan
+from repmlp.training.rows import Outcome, row_key
+from repmlp.training.sweep import finish, note_outcome, progress_line, start_plan, sweep_rows
 
 ROWS = ["-m", *TINY, "recipe.epochs=1", "recipe.warmup_epochs=0", "study=s"]
 
@@ -80,11 +81,17 @@ def test_absent_data_is_said_once_with_the_remedy(tmp_path):
 
 
 def test_every_sweep_composes_and_has_the_rows_it_says():
-    expected = {"locality": 8, "locality_small": 8, "demo": 8, "share_sets": 2, "global_perceptron": 4, "kernels": 3}
+    expected = {
+        "locality": 8, "locality_small": 8, "demo": 8, "share_sets": 2, "global_perceptron": 4, "kernels": 3,
+        "locality_imagenet": 4, "share_sets_imagenet": 4,
+    }  # fmt: skip
     assert {path.stem for path in (ROOT / "experiments/conf/sweep").glob("*.yaml")} == expected.keys()
-    for name in expected:
-        config = compose_config(f"+sweep={name}")
-        assert config["sweep"] == name
+    for name, count in expected.items():
+        with initialize_config_dir(str(ROOT / "experiments/conf"), version_base="1.3"):
+            params = compose("config", [f"+sweep={name}"], return_hydra_config=True).hydra.sweeper.params
+        rows = [compose_config(f"+sweep={name}", *row) for row in sweep_rows(params, [])]
+        assert all(row["sweep"] == name for row in rows)
+        assert len(rows) == len({row_key(row) for row in rows}) == count
 
 
 def test_summary_counts_rows_that_never_reported(tmp_path, capsys):

@@ -6,14 +6,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from repmlp.data.cifar100 import CIFAR100Data
+from repmlp.data.imagenet import ImageFolderData
 from repmlp.data.patterns import PatternsData
 from repmlp.data.resident import ResidentData
 
-DATASETS: dict[str, type[ResidentData]] = {"cifar100": CIFAR100Data, "patterns": PatternsData}
+DATASETS: dict[str, type[ResidentData] | type[ImageFolderData]] = {
+    "cifar100": CIFAR100Data,
+    "imagenet": ImageFolderData,
+    "patterns": PatternsData,
+}
 
 
-def build_data(config: Mapping[str, Any], batch_size: int, seed: int) -> ResidentData:
-    """Build the data set that `config` describes: {"name": "cifar100" | "patterns", ...constructor arguments}.
+def build_data(config: Mapping[str, Any], batch_size: int, seed: int) -> ResidentData | ImageFolderData:
+    """Build the data set that `config` describes: {"name": one of DATASETS, ...constructor arguments}.
 
     Raises ValueError for an unknown name or argument.
     """

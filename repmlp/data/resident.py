@@ -78,7 +78,9 @@ class ResidentLoader:
     """Batches of normalised float images and labels from a set that is already on its device.
 
     Yields images (B, 3, H, W) float32, labels (B,) int64. In training: shuffled, augmented, the last partial batch
-    dropped, every rank taking its share. In evaluation: in order, nothing dropped.
+    dropped, every rank taking its share of a batch. In evaluation: in order, nothing dropped.
+
+    Raises ValueError where the ranks cannot share a batch equally.
     """
 
     def __init__(
@@ -95,7 +97,7 @@ class ResidentLoader:
         world_size: int = 1,
     ):
         self.data = data
-        self.batch_size = batch_size
+        self.batch_size = share_of_batch(batch_size, world_size)
         self.train = train
         self.augmentation = augmentation or Augmentation()
         self.rank, self.world_size = rank, world_size
@@ -144,7 +146,8 @@ class ResidentData(L.LightningDataModule):
 
     A subclass sets `info` and gives `load() -> (train, test)`.
 
-    batch_size: images a step and process. eval_batch_size: the same in evaluation. seed: of order and augmentation.
+    batch_size: images a step, of all processes together. eval_batch_size: the same in evaluation, of one process.
+    seed: of order and augmentation.
     n_train: use that many training images, the same number of each class, None for all.
     holdout: evaluate on this share of the *training* images (the last of each class) instead of the test set.
     Raises ValueError in setup() where there are fewer training images than wanted or than a batch, or none held out.
@@ -170,6 +173,11 @@ class ResidentData(L.LightningDataModule):
         self.augmentation = augmentation or Augmentation()
         self.train_set: ImageSet | None = None
         self.eval_set: ImageSet | None = None
+
+    @property
+    def n_images(self) -> tuple[int, int]:
+        """Return how many images are used for training and for evaluation, once set up."""
+        return len(self.train_set.labels), len(self.eval_set.labels)
 
     def load(self) -> tuple[ImageSet, ImageSet]:
         """Return the whole training and test set on the CPU."""
@@ -210,7 +218,22 @@ class ResidentData(L.LightningDataModule):
         )
 
     def val_dataloader(self) -> ResidentLoader:
+        """All images of evaluation; every process takes all of them."""
+        return self.whole_evaluation()
+
+    def whole_evaluation(self) -> ResidentLoader:
+        """All images of evaluation for one process alone."""
         return ResidentLoader(self.eval_set, self.eval_batch_size, self.info.mean, self.info.std)
+
+
+def share_of_batch(batch_size: int, processes: int) -> int:
+    """Return how many images of a batch each process takes; ValueError where they cannot share it equally."""
+    if batch_size % processes:
+        raise ValueError(
+            f"recipe.batch_size={batch_size} is the batch of all processes together and cannot be shared by "
+            f"{processes}: use a multiple"
+        )
+    return batch_size // processes
 
 
 def split_per_class(labels: Tensor, num_classes: int, share: float) -> tuple[Tensor, Tensor]:

@@ -8,8 +8,8 @@ import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from repmlp.layers import SetSharingFC
 from repmlp.locality import kernel_map
+from repmlp.models import SPATIAL_LAYERS
 
 log = logging.getLogger(__name__)
 
@@ -42,9 +42,11 @@ class KernelImages(L.Callback):
 
     @torch.no_grad()
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if not self.every or (trainer.current_epoch + 1) % self.every:
+        if not self.every or (trainer.current_epoch + 1) % self.every or trainer.global_rank:
             return
-        layers = [m for m in module.net.modules() if isinstance(m, SetSharingFC)]
+        layers = [m for m in module.net.modules() if isinstance(m, SPATIAL_LAYERS)]
+        if not layers:  # a network of another kind
+            return
         layer = layers[len(layers) // 2]
         h, w = layer.size
         point = ((h - 1) // 2, (w - 1) // 2)

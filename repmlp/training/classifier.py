@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 import torch.nn.functional as F
+from timm.data import Mixup
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 from torchmetrics import Accuracy, MeanMetric, MetricCollection
@@ -18,22 +20,25 @@ from repmlp.randomness import derive_seed
 from repmlp.training.schedule import cosine_with_warmup
 
 
-def accuracy_metrics(num_classes: int) -> MetricCollection:
-    """Return top-1 and top-5 accuracy over all images (not averaged by class)."""
-    return MetricCollection(
-        {f"top{k}": Accuracy(task="multiclass", num_classes=num_classes, top_k=k, average="micro") for k in (1, 5)}
-    )
+def accuracy_metrics(num_classes: int, **kwargs: Any) -> MetricCollection:
+    """Return top-1 and top-5 accuracy over all images (not averaged by class); kwargs: of torchmetrics' Metric.
+
+    With fewer than five classes every guess is among the first five.
+    """
+    options = {"task": "multiclass", "num_classes": num_classes, "average": "micro", **kwargs}
+    return MetricCollection({f"top{k}": Accuracy(top_k=min(k, num_classes), **options) for k in (1, 5)})
 
 
 class PartAccuracy(nn.Module):
     """Accuracy of each answer that a class label is made of, e.g. texture and arrangement.
 
     parts: name -> (num_classes,), the answer that each class stands for. update() takes logits (N, K) and labels (N,).
+    shared: whether compute() is over all processes.
     """
 
-    def __init__(self, parts: Mapping[str, Tensor]):
+    def __init__(self, parts: Mapping[str, Tensor], shared: bool = True):
         super().__init__()
-        self.means = nn.ModuleDict({name: MeanMetric() for name in parts})
+        self.means = nn.ModuleDict({name: MeanMetric(sync_on_compute=shared) for name in parts})
         for name, answers in parts.items():
             self.register_buffer(f"answers_{name}", answers, persistent=False)
 
@@ -52,12 +57,12 @@ class PartAccuracy(nn.Module):
 
 
 class Classifier(L.LightningModule):
-    """Cross-entropy training with AdamW, cosine schedule by step, warm-up and label smoothing.
+    """Cross-entropy training with AdamW, cosine schedule by step, warm-up, label smoothing, mixup and CutMix.
 
     Paper: RepMLPNet Section 5.1-5.2. No weight decay on biases and one-dimensional parameters.
 
-    net: the network. recipe: epochs, warmup_epochs, lr_per_256, weight_decay, betas, clip_norm,
-    label_smoothing, batch_size.
+    net: the network. recipe: epochs, warmup_epochs, lr_per_256, weight_decay, betas, clip_norm, label_smoothing,
+    batch_size (of all processes together); mixup and cutmix (alphas, each batch one of the two) where they are wanted.
     steps_per_epoch: optimizer steps. num_classes: K. parts: see PartAccuracy. seed: of the run.
     `curve` holds one entry an epoch and is kept in checkpoints, as are `train_seconds` (evaluation not counted) and
     `commits`, the versions of the code that trained: `commit` is added to them when training starts or goes on.
@@ -78,6 +83,14 @@ class Classifier(L.LightningModule):
         self.recipe = dict(recipe)
         self.steps_per_epoch = steps_per_epoch
         self.seed = seed
+        self.mixup = None
+        if recipe.get("mixup") or recipe.get("cutmix"):
+            self.mixup = Mixup(
+                recipe.get("mixup", 0.0),
+                recipe.get("cutmix", 0.0),
+                label_smoothing=recipe["label_smoothing"],
+                num_classes=num_classes,
+            )
         self.val_metrics = accuracy_metrics(num_classes)
         self.val_parts = PartAccuracy(parts or {})
         self.train_loss = MeanMetric(nan_strategy="disable")  # by default it drops NaNs from the mean
@@ -93,7 +106,7 @@ class Classifier(L.LightningModule):
         recipe = self.recipe
         optimizer = torch.optim.AdamW(
             param_groups_weight_decay(self.net, recipe["weight_decay"]),
-            lr=recipe["lr_per_256"] * recipe["batch_size"] * self.trainer.world_size / 256,
+            lr=recipe["lr_per_256"] * recipe["batch_size"] / 256,
             betas=tuple(recipe["betas"]),
             fused=True,
         )
@@ -114,12 +127,17 @@ class Classifier(L.LightningModule):
         self._started = time.perf_counter()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        # Whatever a model draws (stochastic depth, dropout) is a function of (seed, epoch, step).
-        torch.manual_seed(derive_seed(self.seed, "model", self.current_epoch, batch_idx, self.global_rank))
+        # Whatever a step draws (stochastic depth, dropout; mixup by numpy) is a function of (seed, epoch, step).
+        seed = derive_seed(self.seed, "model", self.current_epoch, batch_idx, self.global_rank)
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch
-        loss = F.cross_entropy(self(images), labels, label_smoothing=self.recipe["label_smoothing"])
+        smoothing = self.recipe["label_smoothing"]
+        if self.mixup:  # labels (B,) -> smoothed shares of the classes (B, K)
+            (images, labels), smoothing = self.mixup(images, labels), 0.0
+        loss = F.cross_entropy(self(images), labels, label_smoothing=smoothing)
         self.train_loss.update(loss.detach())
         return loss
 

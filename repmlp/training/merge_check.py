@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 
 import torch
+from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
 from repmlp.training.classifier import PartAccuracy, accuracy_metrics
@@ -20,19 +20,23 @@ def compare_merged(
 ) -> tuple[nn.Module, dict[str, float]]:
     """Merge a copy of `net` and run both over the same images.
 
-    net: any model with reparameterize(); left as it is, but for evaluation mode. loader: images and labels.
+    net: any model whose parts merge by reparameterize(), timm's too; left as it is, but for evaluation mode.
+    loader: images and labels. One process alone: nothing is shared with others.
     Returns the merged copy and: top1_pct, top5_pct, <part>_pct of the net as trained; the same with `_merged`;
     merge_error, the norm of the difference of all logits over the norm of the logits; merge_disagreements, the number
     of images whose first guess differs.
     """
     net.eval()
-    merged = copy.deepcopy(net)
-    merged.reparameterize()
+    merged = reparameterize_model(nn.ModuleList([net]))[0]  # timm visits children only
     device = next(net.parameters()).device
-    both = [(accuracy_metrics(num_classes).to(device), PartAccuracy(parts or {}).to(device)) for _ in (net, merged)]
+    both = [
+        (accuracy_metrics(num_classes, sync_on_compute=False).to(device), PartAccuracy(parts or {}, False).to(device))
+        for _ in (net, merged)
+    ]
     difference = total = torch.zeros((), dtype=torch.float64)
     disagreements = 0
     for images, labels in loader:
+        images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
         logits = [model(images).float() for model in (net, merged)]
         for (metrics, answers), output in zip(both, logits, strict=True):
             metrics.update(output, labels)

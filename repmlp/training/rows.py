@@ -26,14 +26,14 @@ from typing import Any
 import lightning as L
 import torch
 from filelock import FileLock, Timeout
-from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 
 from repmlp.cost import count_macs, count_params, count_params_paper
 from repmlp.data import build_data
-from repmlp.layers import SetSharingFC
 from repmlp.locality import locality_profile
-from repmlp.models import build_model, check_state_dict, save_model
+from repmlp.models import SPATIAL_LAYERS, build_model, check_state_dict, save_model
 from repmlp.results import (
     PATHS,
     BadRecord,
@@ -94,6 +94,9 @@ def run_row(config: Mapping[str, Any]) -> Outcome:
         path = record_path(config["results_dir"], config["study"], key)
         if skipped := _finished(path, config, label, key):
             return skipped
+        if not first_process():  # started by a first process that holds the lock
+            _train(config, folder, path)
+            return Outcome("finished", label, key, "", time.perf_counter() - started)
         with _row_lock(folder) as owner:
             if owner:
                 return Outcome("busy", label, key, f"{owner} trains it now")
@@ -108,6 +111,11 @@ def run_row(config: Mapping[str, Any]) -> Outcome:
                 file.write(traceback.format_exc())
         return Outcome("failed", label, key, one_line(error), time.perf_counter() - started)
     return Outcome("finished", label, key, str(path), time.perf_counter() - started)
+
+
+def first_process() -> bool:
+    """Say whether this process looks after the run's files; with several devices, Lightning starts the others."""
+    return getattr(rank_zero_only, "rank", 0) in (0, None)
 
 
 def one_line(error: BaseException) -> str:
@@ -198,9 +206,9 @@ def _train(config: Mapping[str, Any], folder: Path, path: Path) -> None:
         raise ValueError(f"trainer.precision={options['precision']}: use {' or '.join(PRECISIONS)}")
     L.seed_everything(seed, verbose=False)
     data = build_data(config["data"], recipe["batch_size"], seed)
+    data.prepare_data()
     net = build_model(config["model"], data.info.num_classes)
     params, params_paper, macs = count_params(net), count_params_paper(net), count_macs(net, data.info.img_size)
-    data.prepare_data()
 
     bar = sys.stderr.isatty() if options["progress_bar"] is None else options["progress_bar"]
     checkpoints = ModelCheckpoint(
@@ -211,26 +219,33 @@ def _train(config: Mapping[str, Any], folder: Path, path: Path) -> None:
         save_on_train_epoch_end=True,
         enable_version_counter=False,
     )
+    callbacks = [checkpoints, KernelImages(options["kernel_image_every"]), TQDMProgressBar() if bar else EpochLine()]
+    if recipe.get("ema_decay"):
+        callbacks.append(EMAWeightAveraging(decay=recipe["ema_decay"]))
     trainer = L.Trainer(
         max_epochs=recipe["epochs"],
         accelerator=_accelerator(options["accelerator"]),
-        devices=1,
+        devices=options["devices"],
+        num_nodes=options["num_nodes"],
+        strategy=options["strategy"],
+        sync_batchnorm=options["sync_batchnorm"],
         precision=options["precision"],
         check_val_every_n_epoch=options["eval_every"],
         num_sanity_val_steps=0,
         logger=[CSVLogger(folder, name="csv"), TensorBoardLogger(folder, name="tensorboard")],
-        callbacks=[checkpoints, KernelImages(options["kernel_image_every"]), TQDMProgressBar() if bar else EpochLine()],
+        callbacks=callbacks,
         enable_progress_bar=bar,
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
     data.trainer = trainer
     data.setup()
-    trainer.log_every_n_steps = len(data.train_dataloader())
+    train_loader, val_loader = data.train_dataloader(), data.val_dataloader()
+    trainer.log_every_n_steps = len(train_loader)
     classifier = Classifier(
         net,
         recipe,
-        steps_per_epoch=len(data.train_dataloader()),
+        steps_per_epoch=len(train_loader),
         num_classes=data.info.num_classes,
         parts=data.info.parts,
         seed=seed,
@@ -240,11 +255,13 @@ def _train(config: Mapping[str, Any], folder: Path, path: Path) -> None:
     last = folder / "last.ckpt"
     resumable = _usable_checkpoint(last, classifier, state["commit"] if config["rerun"] else None)
     classifier.commit = state["commit"]
-    _fit(trainer, classifier, data, last if resumable else None)
+    _fit(trainer, classifier, train_loader, val_loader, last if resumable else None)
+    if not first_process():
+        return
 
     net = classifier.net.to(trainer.strategy.root_device)
-    _, metrics = compare_merged(net, data.val_dataloader(), data.info.num_classes, data.info.parts)
-    n_train = len(data.train_set.labels)
+    _, metrics = compare_merged(net, data.whole_evaluation(), data.info.num_classes, data.info.parts)
+    n_train, n_eval = data.n_images
     record = {
         "study": config["study"],
         "sweep": config["sweep"],
@@ -254,7 +271,7 @@ def _train(config: Mapping[str, Any], folder: Path, path: Path) -> None:
         "global_perceptron": config["model"].get("global_perceptron"),
         "data": config["data"]["name"],
         "n_train": n_train,
-        "n_eval": len(data.eval_set.labels),
+        "n_eval": n_eval,
         "seed": seed,
         "epochs": recipe["epochs"],
         "batch_size": recipe["batch_size"],
@@ -269,6 +286,7 @@ def _train(config: Mapping[str, Any], folder: Path, path: Path) -> None:
         * recipe["batch_size"]
         / max(classifier.train_seconds, 1e-9),
         "device": _device_name(trainer.strategy.root_device),
+        "processes": trainer.world_size,
         "threads": torch.get_num_threads(),
         "versions": {name: version(name) for name in ("torch", "lightning", "torchmetrics", "timm", "numpy")}
         | {"python": platform.python_version()},
@@ -309,12 +327,23 @@ def _check_numbers(config: Mapping[str, Any]) -> None:
     real = {
         f"recipe.{name}": config["recipe"][name]
         for name in ("lr_per_256", "weight_decay", "clip_norm", "label_smoothing")
-    }
+    } | {f"recipe.{name}": config["recipe"].get(name, 0.0) for name in ("mixup", "cutmix", "ema_decay")}
     for name, value in whole.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
             raise ValueError(f"{name}={value!r}: use a whole number")
+    for name in ("devices", "num_nodes"):
+        value = config["trainer"][name]
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"trainer.{name}={value!r}: use a whole number, at least 1")
+    processes = config["trainer"]["devices"] * config["trainer"]["num_nodes"]
+    mixes = config["recipe"].get("mixup") or config["recipe"].get("cutmix")
+    if mixes and config["recipe"]["batch_size"] % (2 * processes):
+        raise ValueError(
+            f"recipe.batch_size={config['recipe']['batch_size']}: mixup pairs the images of a process, so "
+            f"{processes} of them need a multiple of {2 * processes}"
+        )
     for name in LISTS:
-        value = config["model"].get(name, [])
+        value = config["model"].get(name) or []
         if not isinstance(value, list) or not all(type(each) is int for each in value):
             raise ValueError(f"model.{name}={value!r}: use a list of whole numbers, e.g. [1,3]")
     for name, value in real.items():
@@ -334,13 +363,15 @@ def _quieten() -> None:
         warnings.filterwarnings("ignore", f".*{pattern}.*")
 
 
-def _fit(trainer: L.Trainer, classifier: Classifier, data: L.LightningDataModule, checkpoint: Path | None) -> None:
+def _fit(
+    trainer: L.Trainer, classifier: Classifier, train_loader: Any, val_loader: Any, checkpoint: Path | None
+) -> None:
     """Run the fit loop; Ctrl-C comes out as KeyboardInterrupt (Lightning turns it into an exit)."""
     try:
         trainer.fit(
             classifier,
-            train_dataloaders=data.train_dataloader(),
-            val_dataloaders=data.val_dataloader(),
+            train_dataloaders=train_loader,
+            val_dataloaders=val_loader,
             ckpt_path=checkpoint,
             weights_only=True,
         )
@@ -385,7 +416,7 @@ def _locality(net: torch.nn.Module) -> list[dict[str, Any]]:
     """Return the locality profile of every spatial layer, as trained and after the injection."""
     profiles = []
     for name, layer in net.named_modules():
-        if isinstance(layer, SetSharingFC):
+        if isinstance(layer, SPATIAL_LAYERS):
             before, after = (
                 [round(share, 6) for share in locality_profile(layer.merged(branches=b)[0], layer.size)]
                 for b in (False, True)

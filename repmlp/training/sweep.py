@@ -10,6 +10,7 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from repmlp.training.rows import Outcome
+from repmlp.training.rows import Outcome, first_process
 
 log = logging.getLogger(__name__)
 
@@ -30,19 +31,28 @@ class SweepReport(Callback):
     """Count the rows before a sweep, name its failed rows after it; one that failed makes the exit status 1."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
-        overrides = OverridesParser.create().parse_overrides(params + list(config.hydra.overrides.task))
-        rows = BasicSweeper.split_arguments(overrides, None)[0]
+        rows = sweep_rows(config.hydra.sweeper.params, list(config.hydra.overrides.task))
         start_plan(Path(config.hydra.sweep.dir), len(rows))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         finish(Path(config.hydra.sweep.dir))
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        start_plan(Path(config.hydra.run.dir), 1)
+        if first_process():
+            start_plan(Path(config.hydra.run.dir), 1)
 
     def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
-        finish(Path(config.hydra.run.dir))
+        if first_process():
+            finish(Path(config.hydra.run.dir))
+
+
+def sweep_rows(params: Mapping[str, Any] | None, overrides: list[str]) -> list[list[str]]:
+    """Return the overrides of every row of a sweep, as Hydra will run them."""
+    swept = [f"{key}={value}" for key, value in (params or {}).items()]
+    return [
+        list(row)
+        for row in BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(swept + overrides), None)[0]
+    ]
 
 
 def start_plan(folder: Path, rows: int) -> None:

@@ -1,0 +1,224 @@
+"""ImageNet, or any data set laid out like it: train/CLASS/image and val/CLASS/image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from PIL import Image
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import InterpolationMode, v2
+
+from repmlp.data.resident import DataInfo, EpochSampler, share_of_batch, split_per_class
+from repmlp.randomness import derive_seed
+
+
+class ImageFolderData(L.LightningDataModule):
+    """Folders of images, decoded by worker processes, transformed as the paper does for ImageNet.
+
+    Paper: RepMLPNet Section 5.1; see train_transform and eval_transform.
+
+    root: folder of train/ and val/. img_size: side of the images in pixels. batch_size: images a step, of all processes
+    together; eval_batch_size: the same in evaluation, of one process. randaugment: magnitude out of 30, None for none.
+    workers: processes that decode. n_train, n_eval: use that many images, the same number of each class, None for all.
+    holdout: evaluate on this share of the *training* images instead of val/.
+    Raises FileNotFoundError where a folder is absent or holds no images; ValueError where train/ and val/ differ in
+    their classes, there are fewer images than wanted, or the processes cannot share a batch.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        img_size: int,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        eval_batch_size: int = 250,
+        randaugment: int | None = None,
+        workers: int = 8,
+        n_train: int | None = None,
+        n_eval: int | None = None,
+        holdout: float = 0.0,
+    ):
+        super().__init__()
+        if isinstance(img_size, bool) or not isinstance(img_size, int) or img_size < 1:
+            raise ValueError(f"data.img_size={img_size!r}: use a whole number of pixels")
+        if not 0 <= holdout < 1:
+            raise ValueError(f"data.holdout={holdout} is no share of the training set: use 0 up to, not including, 1")
+        self.root = Path(root).expanduser()
+        self.img_size, self.batch_size, self.eval_batch_size = img_size, batch_size, eval_batch_size
+        self.seed, self.workers = seed, workers
+        self.n_train, self.n_eval, self.holdout = n_train, n_eval, holdout
+        self.randaugment = randaugment
+        self._info: DataInfo | None = None
+
+    @property
+    def info(self) -> DataInfo:
+        """What a model has to know; the folders are read the first time."""
+        if self._info is None:
+            self.prepare_data()
+        return self._info
+
+    @property
+    def n_images(self) -> tuple[int, int]:
+        """Return how many images are used for training and for evaluation, once set up."""
+        return len(self.train_indices), len(self.eval_indices)
+
+    def prepare_data(self) -> None:
+        if self._info is None:
+            self.train_folder = _open(self.root / "train")
+            self.eval_folder = self.train_folder if self.holdout else _open(self.root / "val")
+            classes, there = self.train_folder.classes, self.eval_folder.classes
+            if classes != there:
+                name = sorted(set(classes) ^ set(there))[0]
+                raise ValueError(
+                    f"{self.root}: train/ has {len(classes)} classes and val/ {len(there)}, e.g. {name!r} is in one of "
+                    "them alone: both need the same folders"
+                )
+            self._info = DataInfo(len(classes), self.img_size, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+
+    def setup(self, stage: str | None = None) -> None:
+        labels = torch.tensor(self.train_folder.targets)
+        self.train_indices, self.eval_indices = torch.arange(len(labels)), torch.arange(len(self.eval_folder.targets))
+        if self.holdout:
+            self.train_indices, self.eval_indices = split_per_class(labels, self.info.num_classes, 1 - self.holdout)
+        self.train_indices = self._first(self.train_indices, self.train_folder, self.n_train, "n_train")
+        self.eval_indices = self._first(self.eval_indices, self.eval_folder, self.n_eval, "n_eval")
+        if len(self.train_indices) < self.batch_size:
+            raise ValueError(
+                f"{len(self.train_indices)} training images are less than one batch of {self.batch_size}: "
+                "lower recipe.batch_size"
+            )
+
+    def _first(self, indices: Tensor, folder: ImageFolder, wanted: int | None, name: str) -> Tensor:
+        """Keep the first images of every class, `wanted` in all."""
+        if wanted is None:
+            return indices
+        share = wanted / len(indices)
+        if not 0 < share <= 1:
+            raise ValueError(f"data.{name}={wanted}: there are {len(indices)} images")
+        labels = torch.tensor(folder.targets)[indices]
+        return indices[split_per_class(labels, self.info.num_classes, share)[0]]
+
+    def train_dataloader(self) -> DataLoader:
+        """Shuffled, augmented batches of this process; the last partial batch is dropped."""
+        rank, world = _place(self.trainer)
+        order = SharedOrder(self.train_indices, self.batch_size, self.seed, rank, world)
+        images = SeededImages(self.train_folder, train_transform(self.img_size, self.randaugment), self.seed)
+        return DataLoader(
+            images, share_of_batch(self.batch_size, world), sampler=order, **self._options(drop_last=True)
+        )
+
+    def val_dataloader(self) -> DataLoader:
+        """All images of evaluation, in order; each process takes its share, in the same number of batches."""
+        return self._evaluation(*_place(self.trainer))
+
+    def whole_evaluation(self) -> DataLoader:
+        """All images of evaluation for one process alone."""
+        return self._evaluation(0, 1)
+
+    def _evaluation(self, rank: int, world: int) -> DataLoader:
+        most = -(-len(self.eval_indices) // world)
+        batches = -(-most // self.eval_batch_size)
+        # nearly equal batches: processes with a different number of them would wait for each other for ever
+        shares = [share.tolist() for share in self.eval_indices[rank::world].tensor_split(batches) if len(share)]
+        images = SeededImages(self.eval_folder, eval_transform(self.img_size), self.seed)
+        return DataLoader(images, batch_sampler=shares, **self._options())
+
+    def _options(self, **more: bool) -> dict:
+        return {
+            "num_workers": self.workers,
+            "persistent_workers": self.workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+            **more,
+        }
+
+
+def train_transform(img_size: int, randaugment: int | None) -> Callable[[Image.Image], Tensor]:
+    """Return crop, flip and RandAugment: an image -> (3, img_size, img_size), normalised.
+
+    Paper: RepMLPNet Section 5.1. randaugment: magnitude, 0 to 30 (15 in the paper), two operations an image; None for
+    none. torchvision's operations; the released script draws the magnitude anew for each one and has Cutout among them.
+    """
+    steps = [v2.RandomResizedCrop(img_size), v2.RandomHorizontalFlip()]
+    if randaugment is not None:
+        if isinstance(randaugment, bool) or not isinstance(randaugment, int) or not 0 <= randaugment <= 30:
+            raise ValueError(f"data.randaugment={randaugment!r}: use a magnitude from 0 to 30, or null for none")
+        grey = [round(255 * mean) for mean in IMAGENET_DEFAULT_MEAN]
+        steps.append(v2.RandAugment(2, randaugment, interpolation=InterpolationMode.BILINEAR, fill=grey))
+    return v2.Compose([*steps, *_to_tensor()])
+
+
+def eval_transform(img_size: int) -> Callable[[Image.Image], Tensor]:
+    """Return the released script's evaluation: shorter side to img_size, middle cropped, normalised."""
+    resize = v2.Resize(img_size, interpolation=InterpolationMode.BICUBIC)
+    return v2.Compose([resize, v2.CenterCrop(img_size), *_to_tensor()])
+
+
+def _to_tensor() -> list[Any]:
+    normalise = v2.Normalize(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+    return [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), normalise]
+
+
+class SharedOrder(EpochSampler):
+    """The order of the images in an epoch for one process: (epoch, index) pairs, whole global batches only.
+
+    Step t of all processes together holds images t*B to (t+1)*B of one permutation, however many processes there are.
+    indices: of the images in use. batch_size: B, of all processes. rank, world: this process and how many there are.
+    """
+
+    def __init__(self, indices: Tensor, batch_size: int, seed: int, rank: int = 0, world: int = 1):
+        super().__init__(seed)
+        self.indices, self.batch_size, self.rank, self.world = indices, batch_size, rank, world
+
+    def __len__(self) -> int:
+        return len(self.indices) // self.batch_size * (self.batch_size // self.world)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        used = len(self.indices) // self.batch_size * self.batch_size
+        order = self.indices[self.order(len(self.indices))[:used]]
+        return ((self.epoch, index) for index in order[self.rank :: self.world].tolist())
+
+
+class SeededImages(Dataset):
+    """Images of a folder; what a transform draws is a function of (seed, epoch, index), not of workers or processes.
+
+    Items are asked for by (epoch, index), or by index where nothing is drawn. Returns image (3, H, W), label.
+    """
+
+    def __init__(self, folder: ImageFolder, transform: Callable[[Image.Image], Tensor], seed: int):
+        self.folder, self.transform, self.seed = folder, transform, seed
+
+    def __len__(self) -> int:
+        return len(self.folder)
+
+    def __getitem__(self, key: tuple[int, int] | int) -> tuple[Tensor, int]:
+        if isinstance(key, tuple):
+            epoch, index = key
+            torch.manual_seed(derive_seed(self.seed, "image", epoch, index))  # torchvision draws from torch alone
+        else:
+            index = key
+        image, label = self.folder[index]
+        return self.transform(image), label
+
+
+def _place(trainer: L.Trainer | None) -> tuple[int, int]:
+    """Return the number of this process and how many there are."""
+    return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
+
+
+def _open(path: Path) -> ImageFolder:
+    if not path.is_dir():
+        raise FileNotFoundError(
+            f"no folder {path}: pass data.root=FOLDER (the folder that holds train/CLASS/ and val/CLASS/)"
+        )
+    try:
+        return ImageFolder(path)
+    except FileNotFoundError as error:  # no class, or a class without images
+        raise FileNotFoundError(f"{path} does not hold CLASS/image files: {error}") from error

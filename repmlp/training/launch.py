@@ -1,0 +1,54 @@
+"""What every training command does around one row: say which it is, run it, note how it ended, end with a status."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from repmlp.training.rows import first_process, row_label, run_row
+from repmlp.training.sweep import note_outcome, outcome_line, progress_line
+
+log = logging.getLogger(__name__)
+
+
+def run_job(config: DictConfig) -> None:
+    """Run one row; Hydra calls this once a row, perhaps in another process."""
+    plain = OmegaConf.to_container(config, resolve=True)
+    if not first_process():  # one of several devices of a row: the first process tells what there is to tell
+        outcome = run_row(plain)
+        sys.exit(f"{outcome.label}: {outcome.message}" if outcome.state == "failed" else 0)
+    hydra_config = HydraConfig.get()
+    swept = hydra_config.mode == RunMode.MULTIRUN
+    folder = Path(hydra_config.sweep.dir if swept else hydra_config.run.dir)
+    number = hydra_config.job.num if swept else 0
+    log.info(progress_line(folder, number, row_label(plain)))
+    outcome = run_row(plain)
+    note_outcome(folder, number, outcome)
+    log.log(logging.ERROR if outcome.state == "failed" else logging.INFO, outcome_line(outcome, number))
+
+
+def run_command(main: Callable[[], None], repository: Path) -> None:
+    """Run a Hydra main with the repository as its folder; Hydra's errors come out as one line."""
+    os.chdir(repository)
+    os.environ.setdefault("REPMLP_LAUNCH", f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{os.getpid()}")
+    wanted_traceback = "HYDRA_FULL_ERROR" in os.environ
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come out as they are raised, and are told below
+    try:
+        main()
+    except (HydraException, OmegaConfBaseException) as error:
+        if wanted_traceback:
+            raise
+        sys.exit(f"error: {' '.join(str(error).split())}")
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
