@@ -1,4 +1,4 @@
-"""Set the records beside the paper's figures: Tables 4 and 5, and one table for every other study.
+"""Set the records beside the paper's figures: Tables 1 to 5, and one table for every other study.
 
     python analysis/make_tables.py                  # the paper's -> results/tables/, a study's -> results/<study>/
     python analysis/make_tables.py --study demo     # one study
@@ -10,6 +10,7 @@ Every table is written as Markdown, LaTeX and CSV and printed as Markdown. Figur
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Mapping
 from functools import cache
@@ -17,15 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import timm
 import torch
 
-from repmlp import build_model
-from repmlp.cost import count_macs, count_params, count_params_paper
-from repmlp.results import PATHS, branch_label, by_setting, cell_key, load_records
+from repmlp import RepMLPBlock, build_model
+from repmlp.cost import count_macs, count_params, count_params_layers, count_params_paper
+from repmlp.results import branch_label, by_setting, cell_key, determining, load_records
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# The networks of Tables 4 and 5 without what their rows vary.
+# The networks of the tables without what their rows vary.
 MODELS: dict[str, dict[str, Any]] = {
     "repmlpnet_cifar": {
         "arch": "repmlpnet", "img_size": 32, "stem_stride": 2, "channels": [128, 256], "blocks": [6, 6],
@@ -34,35 +36,45 @@ MODELS: dict[str, dict[str, Any]] = {
         "arch": "resmlp", "img_size": 32, "patch_size": 2, "depth": 12, "width": 256, "layer_scale": 0.1,
         "init_std": 0.02,
     },
-    "repmlpnet_t224": {
-        "arch": "repmlpnet", "img_size": 224, "stem_stride": 4, "channels": [64, 128, 256, 512], "blocks": [2, 2, 6, 2],
-    },
-    "repmlpnet_d256": {
-        "arch": "repmlpnet", "img_size": 256, "stem_stride": 4, "channels": [80, 160, 320, 640],
-        "blocks": [2, 2, 18, 2],
+    **{
+        f"repmlpnet_{name}": {"arch": "timm", "variant": f"repmlpnet_{name}", "img_size": int(name[1:])}
+        for name in ("t224", "b224", "t256", "b256", "d256", "l256")
     },
 }  # fmt: skip
 CLASSES = {"cifar100": 100, "imagenet": 1000}
 
-# The recipe of the paper's CIFAR-100 rows; a record of any other has no 'difference'.
-PAPER_RECIPE: dict[str, Any] = {
-    "epochs": 100, "batch_size": 128, "lr_per_256": 0.002, "weight_decay": 0.1, "betas": [0.9, 0.999],
-    "warmup_epochs": 10, "clip_norm": 5.0, "label_smoothing": 0.1,
+# The recipes of the paper's rows; a record of any other has no 'difference'.
+RECIPE: dict[str, Any] = {
+    "epochs": 100, "lr_per_256": 0.002, "weight_decay": 0.1, "betas": [0.9, 0.999], "warmup_epochs": 10,
+    "clip_norm": 5.0, "label_smoothing": 0.1,
 }  # fmt: skip
-PAPER_DATA: dict[str, Any] = {"name": "cifar100", "n_train": None, "holdout": 0.0, "pad": 4, "flip": True}
-VARIED = ("name", "kernels", "share_sets", "global_perceptron")
+PAPER_RECIPE: dict[str, dict[str, Any]] = {
+    "cifar100": {**RECIPE, "batch_size": 128},
+    "imagenet": {**RECIPE, "batch_size": 256, "mixup": 0.4, "cutmix": 1.0},
+}
+PAPER_DATA: dict[str, dict[str, Any]] = {
+    "cifar100": {"name": "cifar100", "n_train": None, "holdout": 0.0, "pad": 4, "flip": True},
+    "imagenet": {"name": "imagenet", "n_train": None, "holdout": 0.0, "randaugment": 15},
+}
+PAPER_IMAGES = {"cifar100": (50_000, 10_000), "imagenet": (1_281_167, 50_000)}
+VARIED = ("kernels", "share_sets", "global_perceptron")
 
 
-def is_full_recipe(record: Mapping[str, Any]) -> bool:
+def is_full_recipe(record: Mapping[str, Any], epochs: int = 100) -> bool:
     """Say whether a record was made by the paper's recipe, on the whole data set, with the paper's network."""
-    config = record["config"]
-    data = {k: v for k, v in config["data"].items() if k not in PATHS}
+    name, config = record["data"], determining(record["config"])
+    if name not in PAPER_RECIPE:
+        return False
+    data = {k: v for k, v in config["data"].items() if k != "img_size"}
     model = {k: v for k, v in config["model"].items() if k not in VARIED}
+    img_size = config["data"].get("img_size", model.get("img_size"))
     return (
-        config["recipe"] == PAPER_RECIPE
-        and data == PAPER_DATA
-        and model == MODELS.get(record["model"])
-        and config["trainer"]["precision"] == "32-true"
+        config["recipe"] == {**PAPER_RECIPE[name], "epochs": epochs}
+        and data == PAPER_DATA[name]
+        and (record["n_train"], record["n_eval"]) == PAPER_IMAGES[name]  # not another data set in its folder
+        and model == MODELS.get(record["model"], {"arch": "timm", "variant": record["model"], "img_size": img_size})
+        and model["img_size"] == img_size
+        and config["precision"] == "32-true"
     )
 
 
@@ -87,6 +99,135 @@ def read_paper() -> pd.DataFrame:
     paper["global_perceptron"] = [{"yes": True, "no": False, "": None}[text] for text in paper["global_perceptron"]]
     paper["top1_pct"] = paper["top1_pct"].astype(float)
     return paper
+
+
+@cache
+def timm_counts(name: str, img_size: int) -> tuple[int, int]:
+    """Count a timm model as the paper's Table 2 does: (params, MACs).
+
+    RepMLPNet is counted merged, and its params without those of norms; any other net as it is.
+    """
+    ours = name.startswith("repmlpnet")
+    given = {"img_size": img_size} if timm.get_pretrained_cfg(name).fixed_input_size else {}
+    with torch.device("meta"):
+        model = timm.create_model(name, **given, **({"inference_mode": True} if ours else {}))
+    return count_params_layers(model) if ours else count_params(model), count_macs(model, img_size)
+
+
+def structure(name: str) -> dict[str, str]:
+    """Read off a variant what Table 1 prints of it: channels, blocks, sizes of maps and share-sets, per stage."""
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    first = [
+        next(m for m in stage.modules() if isinstance(m, RepMLPBlock)).channel_perceptron for stage in model.stages
+    ]
+    return {
+        "channels": " ".join(str(info["num_chs"]) for info in model.feature_info),
+        "blocks": " ".join(str(len(stage)) for stage in model.stages),
+        "maps": " ".join(str(fc.size[0]) for fc in first),
+        "share_sets": " ".join(str(fc.share_sets) for fc in first),
+    }
+
+
+def variants_table(results: Path) -> pd.DataFrame:
+    """Make Table 1: the six variants as printed, checked against the nets, with counts and the error of merging."""
+    measured = results / "variants/variants.json"
+    checks = json.loads(measured.read_text())["models"] if measured.exists() else {}
+    rows = []
+    for row in pd.read_csv(Path(__file__).with_name("paper_models.csv"), dtype=str).to_dict("records"):
+        with torch.device("meta"):
+            model, merged = (timm.create_model(row["model"], inference_mode=form) for form in (False, True))
+        ours = structure(row["model"])
+        if different := [name for name, value in ours.items() if value != row[name]]:
+            raise ValueError(f"{row['model']} is not the paper's: {different[0]} is {ours[different[0]]}")
+        size, check = int(row["input"]), checks.get(row["model"], {})
+        rows.append(
+            {
+                "model": row["label"],
+                "input": size,
+                "C": row["channels"],
+                "blocks": row["blocks"],
+                "h=w": row["maps"],
+                "S": row["share_sets"],
+                "paper params M": row["params_printed"],
+                "train-time params": f"{count_params(model):,}",
+                "merged params": f"{count_params(merged):,}",
+                "merged, conv and linear": f"{count_params_layers(merged):,}",
+                "paper MACs G": row["macs_printed"],
+                "train-time MACs": f"{count_macs(model, size):,}",
+                "merged MACs": f"{count_macs(merged, size):,}",
+                **{
+                    f"merge error {dtype}": f"{check[f'merge_error_{dtype}']:.1e}" if check else ""
+                    for dtype in ("float32", "float64")
+                },
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def imagenet_table(number: str, records: pd.DataFrame, results: Path) -> pd.DataFrame:
+    """Make Table 2 or 3: the paper's figures, the released weights' top-1, ours by the full recipe, and our counts."""
+    paper = read_paper()
+    speeds = load_speeds(results)
+    rows = []
+    for row in paper[paper["table"] == number].itertuples():
+        size = int(row.input)
+        ours_net = row.model.startswith("repmlpnet")
+        by_seed = {
+            r["seed"]: r["top1_pct"]
+            for r in records.to_dict("records")
+            if (r["data"], r["model"]) == ("imagenet", row.model)
+            and r["kernels"] == ([1, 3] if ours_net else [])
+            and r["global_perceptron"] in (None, True)
+            and " ".join(map(str, r["share_sets"] or [])) == (structure(row.model)["share_sets"] if ours_net else "")
+            and r["config"]["data"]["img_size"] == size
+            and is_full_recipe(r, int(row.epochs))
+        }
+        ours = pd.Series(by_seed, dtype=float)
+        params, macs = timm_counts(row.model, size) if row.model else (None, None)
+        cells = {
+            "model": row.label,
+            "input": size,
+            "epochs": row.epochs,
+            "paper top-1": f"{row.top1_pct:.1f}",
+            "released top-1": row.released_pct,
+            "ours top-1": mean_std(ours),
+            "difference": f"{ours.mean() - row.top1_pct:+.2f}" if len(ours) else "",
+            "paper MACs G": row.macs_printed,
+            "our MACs G": f"{macs / 1e9:.3f}" if row.model else "",
+            "paper params M": row.params_printed,
+            "our params M": f"{params / 1e6:.2f}" if row.model else "",
+            "paper images/s": row.throughput,
+            **{
+                f"our images/s ({setting})": f"{column[net]:,.1f}" if (net := (row.model, size)) in column.index else ""
+                for setting, column in speeds.items()
+            },
+        }
+        if number == "3":  # has no such columns
+            for name in ("released top-1", "paper params M"):
+                del cells[name]
+        rows.append(cells)
+    return pd.DataFrame(rows)
+
+
+def load_speeds(results: Path) -> pd.DataFrame:
+    """Read the benchmark's records: images a second by (model, input size), a column for each device and setting.
+
+    The fastest form of a net counts, but for the train-time one.
+    """
+    records = [json.loads(path.read_text()) for path in sorted(results.glob("benchmark/records/*.json"))]
+    rows = [
+        {
+            "net": (r["model"], r["img_size"]),
+            "setting": f"{r['device']}, {r['threads']} threads, batch {r['batch_size']}, {r['dtype']}, {r['engine']}",
+            "images_per_second": r["images_per_second"],
+        }
+        for r in records
+        if r["form"] != "train-time"
+    ]
+    if not rows:
+        return pd.DataFrame()
+    return pd.DataFrame(rows).pivot_table("images_per_second", "net", "setting", aggfunc="max")
 
 
 def mean_std(values: pd.Series) -> str:
@@ -222,6 +363,19 @@ def scale_line(records: pd.DataFrame) -> str:
 
 
 PAPER_NOTES = {
+    "1": (
+        "Paper: RepMLPNet Tables 1 and 2. Counts are exact: learnable params, MACs of convolutions and matrix "
+        "products. The printed params are the merged net's without batch norms, the printed MACs its own, rounded "
+        "(L256's truncated). Merge error: norm of the difference of the logits over their norm, random weights and "
+        "statistics (experiments/check_variants.py)."
+    ),
+    "2": (
+        "Paper: RepMLPNet Table 2 (ImageNet; its throughput is that of a 2080 Ti, batch 128). 'released' is what the "
+        "released weights report. 'ours' and 'difference' hold records of the full recipe alone, on all of ImageNet; "
+        "they are empty until such records exist. Our counts: RepMLPNet merged, its params without norms, the rule "
+        "that gives the printed ones; other nets are timm's, as they are (ResMLP-B24: ours; S2-MLP is not in timm)."
+    ),
+    "3": "Paper: RepMLPNet Table 3; columns as in Table 2.",
     "4": (
         "Paper: RepMLPNet Table 4 (ImageNet, RepMLPNet-T224). Our counts are of the training-time net with both "
         "branches; the paper's MACs are those of the merged net, 9.5M less, and printed truncated. 'ours' is empty "
@@ -269,6 +423,15 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(f"error: no records of study {options.study!r} in {options.results}; there is: {there}")
     folder = options.out or options.results / "tables"
     if not options.study:
+        emit("table1", "Table 1", PAPER_NOTES["1"], variants_table(options.results), folder)
+        for number in ("2", "3"):
+            emit(
+                f"table{number}",
+                f"Table {number}",
+                PAPER_NOTES[number],
+                imagenet_table(number, records, options.results),
+                folder,
+            )
         for number in ("4", "5"):
             emit(f"table{number}", f"Table {number}", PAPER_NOTES[number], paper_table(number, records), folder)
     for study, of_study in records.groupby("study") if len(records) else ():

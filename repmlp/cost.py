@@ -32,6 +32,12 @@ def count_params_paper(model: nn.Module) -> int:
     return count_params(model) + buffers
 
 
+def count_params_layers(model: nn.Module) -> int:
+    """Count the learnable parameters but for those of norms, the rule of RepMLPNet's Table 2 (there of merged nets)."""
+    norms = [m for m in model.modules() if isinstance(m, (nn.modules.batchnorm._BatchNorm, nn.LayerNorm))]
+    return count_params(model) - sum(count_params(norm) for norm in norms)
+
+
 def count_macs(model: nn.Module, img_size: int | tuple[int, int], in_chans: int = 3) -> int:
     """Count the multiply-accumulates of one image of `img_size` pixels, in evaluation mode.
 

@@ -1,16 +1,21 @@
-"""ResMLP whose spatial layer takes convolution branches.
+"""ResMLP whose spatial layer takes convolution branches, and the ResMLP-B24 that timm lacks.
 
 Papers: "ResMLP: Feedforward networks for image classification with data-efficient training" (arXiv 2105.03404);
 RepMLPNet (arXiv 2112.11081), Section 5.2, for the branches. Its spatial layer is a set-sharing FC with one share-set,
-so a branch is a convolution with ONE channel that all channels share.
+so a branch is a convolution with ONE channel that all channels share. S12 and S24 are timm's resmlp_12_224 and
+resmlp_24_224; `import repmlp` registers the paper's B24 beside them. `inject_locality` puts branches into all three.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import build_model_with_cfg, generate_default_cfgs, mlp_mixer, register_model
 from torch import Tensor, nn
 
 from repmlp.layers import SetSharingFC
@@ -127,3 +132,34 @@ class ResMLP(nn.Module):
         """Merge every spatial layer; see SetSharingFC.reparameterize. Does nothing the second time."""
         for block in self.blocks:
             block.spatial.reparameterize()
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        "resmlp_big_24_patch16_224": {
+            "url": "",
+            "num_classes": 1000,
+            "input_size": (3, 224, 224),
+            "crop_pct": 0.875,
+            "interpolation": "bicubic",
+            "mean": IMAGENET_DEFAULT_MEAN,
+            "std": IMAGENET_DEFAULT_STD,
+            "first_conv": "stem.proj",
+            "classifier": "head",
+            "fixed_input_size": True,
+        }
+    }
+)
+
+
+@register_model
+def resmlp_big_24_patch16_224(pretrained: bool = False, **kwargs: Any) -> mlp_mixer.MlpMixer:
+    """ResMLP-B24 with patches of 16: 115.7M parameters, 23.0G MACs, as in RepMLPNet's Table 2.
+
+    timm's own resmlp_big_24_224 has patches of 8. layer scale starts at 1e-6, as there.
+    """
+    shape = {"patch_size": 16, "num_blocks": 24, "embed_dim": 768, "mlp_ratio": 4, "norm_layer": mlp_mixer.Affine}
+    block = partial(mlp_mixer.ResBlock, init_values=1e-6)
+    return build_model_with_cfg(
+        mlp_mixer.MlpMixer, "resmlp_big_24_patch16_224", pretrained, **{**shape, "block_layer": block, **kwargs}
+    )

@@ -1,6 +1,7 @@
 """Tables, heatmaps and curves from records and weights."""
 
 import importlib
+import json
 import sys
 
 import pandas as pd
@@ -61,6 +62,70 @@ def test_table_5_counts_are_the_printed_ones():
     plain = cell(table, "repmlpnet_cifar", "none")
     assert (plain["our MACs"], plain["our params"]) == ("468,329,472", "8,305,284")
     assert list(make_tables.paper_table("4", pd.DataFrame())["our params"])[::3] == ["37,810,696", "67,188,232"]
+
+
+def test_table_2_holds_full_imagenet_records_alone(tmp_path):
+    def row(top1, n_train=1_281_167, *overrides):
+        config = compose_config("model=repmlpnet_t224", "data=imagenet", "recipe=imagenet", *overrides)
+        record = {**full_record(config, top1), "data": "imagenet", "n_train": n_train, "n_eval": 50_000}
+        write_record(record_path(tmp_path, "train", row_key(config)), record)
+
+    row(76.0)
+    row(77.0, 1_281_167, "seed=1")
+    row(10.0, 9_469, "seed=2")  # another data set in its folder
+    row(11.0, 1_281_167, "model.img_size=96")
+    row(12.0, 1_281_167, "model.kernels=[]")
+    row(13.0, 1_281_167, "recipe.mixup=0.8")
+    row(14.0, 1_281_167, "model.share_sets=[2,8,32,256]")
+    row(70.0, 1_281_167, "model=timm", "model.variant=resmlp_12_224", "recipe.epochs=120")
+    records = load_records(tmp_path)
+    table = make_tables.imagenet_table("2", records, tmp_path).set_index("model")
+    t224 = table.loc["RepMLPNet-T224"]
+    assert (t224["ours top-1"], t224["difference"]) == ("76.50 ± 0.71 (n=2)", "+0.10")
+    assert (t224["our MACs G"], t224["our params M"], t224["released top-1"]) == ("2.798", "38.29", "76.62")
+    assert table.loc["ResMLP-S12 (authors' run)", "difference"] == "-0.40"
+    assert table.loc["ResMLP-S12 + DeiT-train", "ours top-1"] == "", "400 epochs are another recipe"
+    table5 = make_tables.paper_table("5", records)
+    assert list(table5[table5["model"] == "repmlpnet_t224"]["ours top-1"]) == ["12.00 (n=1)", "76.50 ± 0.71 (n=2)"]
+
+
+def test_printed_counts_follow_from_the_nets():
+    """Params and MACs as printed, but for peers that timm builds otherwise and what is printed truncated."""
+    for number in ("2", "3"):
+        table = make_tables.imagenet_table(number, pd.DataFrame(), ROOT / "none")
+        for row in table.to_dict("records"):
+            if row["our MACs G"] and row["model"] not in ("ResNet-101", "ResNeXt-101", "RepMLPNet-L256"):
+                assert abs(float(row["our MACs G"]) - float(row["paper MACs G"])) < 0.1, row
+            if row.get("paper params M") and row["our params M"] and row["model"] != "ResNet-101":
+                assert abs(float(row["our params M"]) - float(row["paper params M"])) < 0.9, row
+
+
+def test_table_1_is_the_papers_and_shows_measured_merge_errors(tmp_path):
+    table = make_tables.variants_table(tmp_path)
+    assert list(table["merge error float64"]) == [""] * 6
+    assert [round(int(n.replace(",", "")) / 1e6, 1) for n in table["merged, conv and linear"]] == [
+        float(n) for n in table["paper params M"]
+    ]
+    table = make_tables.variants_table(ROOT / "results")
+    assert all(float(error) < 1e-12 for error in table["merge error float64"])
+
+
+def test_throughput_appears_where_it_was_measured(tmp_path):
+    folder = tmp_path / "benchmark/records"
+    folder.mkdir(parents=True)
+    common = {
+        "model": "repmlpnet_t224",
+        "img_size": 224,
+        "device": "X",
+        "threads": 2,
+        "batch_size": 8,
+        "dtype": "float32",
+    }
+    for i, (form, speed) in enumerate((("train-time", 90.0), ("merged", 50.0), ("deployed", 70.5))):
+        record = {**common, "engine": "eager", "form": form, "images_per_second": speed}
+        (folder / f"{i}.json").write_text(json.dumps(record))
+    table = make_tables.imagenet_table("3", pd.DataFrame(), tmp_path)
+    assert list(table["our images/s (X, 2 threads, batch 8, float32, eager)"]) == ["70.5", "", "", ""]
 
 
 def test_a_gain_is_clear_beyond_twice_its_standard_error(tmp_path):
