@@ -3,6 +3,7 @@
     python analysis/plot_kernels.py outputs/locality_cifar100/KEY/model.safetensors
     python analysis/plot_kernels.py --study demo            # the study's net with the most branches
     python analysis/plot_kernels.py FILE --block 3 --share-set 0 --point 6,6
+    python analysis/plot_kernels.py RepMLPNet-D256.pth --block 13    # Figure 3 itself: 10th block of stage 3
 
 Paper: RepMLPNet Figure 3 and Appendix A: log of |w| over the matrix's smallest |w|. Marked: the output point (purple),
 the largest convolution kernel around it (blue), and the strongest points outside it that exceed some point inside (red,
@@ -21,17 +22,22 @@ from figures import save
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from repmlp import SetSharingFC, load_model
+from repmlp import InjectedLinear, SetSharingFC
 from repmlp.locality import kernel_map, locality_profile, uniform_profile
+from repmlp.models import SPATIAL_LAYERS, open_checkpoint
 from repmlp.results import load_records
 
+Layer = SetSharingFC | InjectedLinear
 ROOT = Path(__file__).resolve().parents[1]
 MOST_MARKED = 8  # red squares a panel; more would cover the picture
 
 
-def spatial_layers(model: torch.nn.Module) -> list[tuple[str, SetSharingFC]]:
-    """List the spatial layers of a network in order, with their names."""
-    return [(name, layer) for name, layer in model.named_modules() if isinstance(layer, SetSharingFC)]
+def spatial_layers(model: torch.nn.Module) -> list[tuple[str, Layer]]:
+    """List the spatial layers of a network in order, with their names; ValueError where there are none."""
+    layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, SPATIAL_LAYERS)]
+    if not layers:
+        raise ValueError("the network has no layers that convolutions can be injected into, or they were merged")
+    return layers
 
 
 def outside_stronger(values: Tensor, point: tuple[int, int], kernel: int) -> list[tuple[int, int]]:
@@ -49,7 +55,7 @@ def outside_stronger(values: Tensor, point: tuple[int, int], kernel: int) -> lis
     return sorted(map(tuple, stronger.tolist()), key=lambda p: -float(values[p]))
 
 
-def draw(layer: SetSharingFC, title: str, share_set: int, point: tuple[int, int], stem: Path) -> list[Path]:
+def draw(layer: Layer, title: str, share_set: int, point: tuple[int, int], stem: Path) -> list[Path]:
     """Draw the two panels of one layer to STEM.png and STEM.pdf."""
     kernel = max(layer.kernels, default=0)
     with torch.no_grad():
@@ -80,7 +86,7 @@ def draw(layer: SetSharingFC, title: str, share_set: int, point: tuple[int, int]
     return save(figure, stem)
 
 
-def print_profiles(layers: list[tuple[str, SetSharingFC]]) -> None:
+def print_profiles(layers: list[tuple[str, Layer]]) -> None:
     """Print the share of |weight| within distance 0, 1, 2, 3 of the output point, per layer, beside a flat kernel's."""
     print("share of |weight| within distance 0, 1, 2, 3 of the output point (mean over output points and share-sets)")
     for name, layer in layers:
@@ -116,7 +122,9 @@ def parse_point(text: str) -> tuple[int, int]:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, nargs="?", help="model.safetensors of a trained run")
+    parser.add_argument(
+        "checkpoint", type=Path, nargs="?", help="model.safetensors of a trained run, or published weights"
+    )
     parser.add_argument("--study", help="take the run with the most branches of this study instead")
     parser.add_argument("--block", type=int, help="spatial layer, counted from 0 (default: the middle one)")
     parser.add_argument("--share-set", type=int, default=0, help="share-set, counted from 0")
@@ -134,18 +142,18 @@ def main(argv: list[str] | None = None) -> None:
         parser.error("name a checkpoint or a --study")
     path = options.checkpoint or find_checkpoint(options.study, options.results, options.outputs)
     try:
-        model, metadata = load_model(path)
+        model = open_checkpoint(path).model
         layers = spatial_layers(model)
         chosen = (
             range(len(layers)) if options.all_blocks else [len(layers) // 2 if options.block is None else options.block]
         )
         if not all(0 <= block < len(layers) for block in chosen):
             raise ValueError(f"block {options.block} does not exist: there are {len(layers)}, counted from 0")
-        if all(layer.norm is None and layer.bias is not None and not layer.kernels for _, layer in layers):
-            print("note: this net has no branches, or was merged already; both panels are the same")
+        if not any(layer.kernels for _, layer in layers):
+            print("note: this net has no branches, or was merged already; both panels show the same kernel")
         print_profiles(layers)
         out = options.out or options.results / (options.study or "figures")
-        run = metadata.get("key", path.stem)
+        run = path.parent.name if path.name == "model.safetensors" else path.stem
         for block in chosen:
             name, layer = layers[block]
             # the paper's point on its 16x16 map, (7, 7) counted from 1, and the same share of other maps

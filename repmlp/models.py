@@ -6,19 +6,27 @@ import difflib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from repmlp import checkpoints
 from repmlp.layers import SetSharingFC
 from repmlp.repmlpnet import RepMLPNet
 from repmlp.resmlp import ResMLP
 from repmlp.universal import InjectedLinear, inject_locality
 
 SPATIAL_LAYERS = (SetSharingFC, InjectedLinear)  # layers over a map that have branches, `size` and `merged()`
+
+
+class Checkpoint(NamedTuple):
+    """A network in evaluation mode, and the configuration that `build_model` and `save_model` take."""
+
+    model: nn.Module
+    config: dict[str, Any]
 
 
 def build_timm(
@@ -101,6 +109,28 @@ def load_model(path: Path | str) -> tuple[nn.Module, dict[str, str]]:
     check_state_dict(path, state, model.state_dict())
     model.load_state_dict(state)
     return model.eval(), metadata
+
+
+def open_checkpoint(path: Path | str) -> Checkpoint:
+    """Open what `save_model` wrote, or the authors' or mmpretrain's weights; see load_model and checkpoints.load.
+
+    Raises FileNotFoundError, or ValueError where the file is neither.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors" and path.is_file() and _is_ours(path):
+        model, metadata = load_model(path)
+        return Checkpoint(model, json.loads(metadata["repmlp_model"]))
+    model = checkpoints.load(path)
+    return Checkpoint(model, checkpoints.config_of(model.state_dict()).config)
+
+
+def _is_ours(path: Path) -> bool:
+    """Say whether `save_model` wrote a safetensors file; a damaged one is for the reader to complain of."""
+    try:
+        with safe_open(path, "pt") as file:
+            return "repmlp_model" in (file.metadata() or {})
+    except SafetensorError:
+        return False
 
 
 def check_state_dict(path: Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

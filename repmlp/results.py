@@ -86,18 +86,23 @@ def record_path(results_dir: Path | str, study: str, key: str) -> Path:
 
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Write a record so that a reader sees the old file or the whole new one, whatever happens meanwhile.
+    """Write a record, in one step.
 
     Raises BadRecord where a required field is missing; OSError where the disk is full (the old record survives).
     """
     missing = REQUIRED - record.keys()
     if missing:
         raise BadRecord(f"a record needs the fields {', '.join(sorted(missing))}")
+    write_json(path, record)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file in one step: a reader sees the old file or the whole new one, whatever happens meanwhile."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with open(partial, "w") as file:
-            json.dump(record, file, indent=1, allow_nan=False)
+            json.dump(content, file, indent=1, allow_nan=False)
             file.write("\n")
             file.flush()
             os.fsync(file.fileno())

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import InterpolationMode, v2
 
-from repmlp.data.resident import DataInfo, EpochSampler, share_of_batch, split_per_class
+from repmlp.data.resident import DataInfo, EpochSampler, share_of_batch, split_per_class, spread_over_classes
 from repmlp.randomness import derive_seed
 
 
@@ -122,6 +122,13 @@ class ImageFolderData(L.LightningDataModule):
     def whole_evaluation(self) -> DataLoader:
         """All images of evaluation for one process alone."""
         return self._evaluation(0, 1)
+
+    def calibration(self, n: int) -> DataLoader:
+        """n training images (all where there are fewer), spread over the classes, as evaluation would see them."""
+        labels = torch.tensor(self.train_folder.targets)[self.train_indices]
+        chosen = self.train_indices[spread_over_classes(labels, n)].tolist()
+        images = SeededImages(self.train_folder, eval_transform(self.img_size), self.seed)
+        return DataLoader(images, self.eval_batch_size, sampler=chosen, **self._options())
 
     def _evaluation(self, rank: int, world: int) -> DataLoader:
         most = -(-len(self.eval_indices) // world)

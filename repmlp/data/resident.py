@@ -225,6 +225,11 @@ class ResidentData(L.LightningDataModule):
         """All images of evaluation for one process alone."""
         return ResidentLoader(self.eval_set, self.eval_batch_size, self.info.mean, self.info.std)
 
+    def calibration(self, n: int) -> ResidentLoader:
+        """n training images (all where there are fewer), spread over the classes, as evaluation would see them."""
+        chosen = self.train_set.subset(spread_over_classes(self.train_set.labels, n))
+        return ResidentLoader(chosen, self.eval_batch_size, self.info.mean, self.info.std)
+
 
 def share_of_batch(batch_size: int, processes: int) -> int:
     """Return how many images of a batch each process takes; ValueError where they cannot share it equally."""
@@ -245,3 +250,10 @@ def split_per_class(labels: Tensor, num_classes: int, share: float) -> tuple[Ten
         first.append(members[:cut])
         rest.append(members[cut:])
     return torch.cat(first).sort().values, torch.cat(rest).sort().values
+
+
+def spread_over_classes(labels: Tensor, n: int) -> Tensor:
+    """Return the indices of n images (all where there are fewer), as many of each class as its share of the labels."""
+    by_class = labels.argsort(stable=True)
+    n = min(n, len(labels))
+    return by_class[torch.arange(n, device=labels.device) * len(labels) // n]

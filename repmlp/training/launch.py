@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -15,7 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from repmlp.training.rows import first_process, row_label, run_row
+from repmlp.training.rows import first_process, one_line, row_label, run_row
 from repmlp.training.sweep import note_outcome, outcome_line, progress_line
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,15 @@ def run_job(config: DictConfig) -> None:
     outcome = run_row(plain)
     note_outcome(folder, number, outcome)
     log.log(logging.ERROR if outcome.state == "failed" else logging.INFO, outcome_line(outcome, number))
+
+
+@contextlib.contextmanager
+def mistakes_in_one_line() -> Iterator[None]:
+    """End the program with one line for what a user can mend. Inside Hydra's main: outside, Hydra adds a line."""
+    try:
+        yield
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        sys.exit(f"error: {one_line(error)}")
 
 
 def run_command(main: Callable[[], None], repository: Path) -> None:

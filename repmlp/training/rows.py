@@ -121,9 +121,9 @@ def first_process() -> bool:
 def one_line(error: BaseException) -> str:
     """Return an error's message on one line, with its type where the message alone would be a riddle."""
     text = " ".join(str(error).split())
-    plain = isinstance(error, (ValueError, FileNotFoundError, FloatingPointError)) and not isinstance(
-        error, (KeyError, UnicodeError)
-    )
+    plain = isinstance(
+        error, (ValueError, FileNotFoundError, FloatingPointError, ModuleNotFoundError)
+    ) and not isinstance(error, (KeyError, UnicodeError))
     return text if plain and text else f"{type(error).__name__}: {text}"
 
 

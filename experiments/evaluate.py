@@ -1,0 +1,227 @@
+"""Evaluate a trained network before and after merging, and the merged one in bfloat16, int8 or from an ONNX file.
+
+    python experiments/evaluate.py checkpoint=outputs/STUDY/KEY/model.safetensors
+    python experiments/evaluate.py checkpoint=RepMLPNet-T224.pth data=imagenet data.root=FOLDER precisions=[bf16,int8]
+    python experiments/evaluate.py checkpoint=FILE data=patterns onnx=export/model.onnx out=FILE.json
+
+int8: exported to ONNX, quantised with scales from training images, run in ONNX Runtime; needs `repmlp[export]`.
+Relative paths are anchored at the repository. Nothing is written but the JSON file that `out` names.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+import pandas as pd
+import torch
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from torch import Tensor, nn
+
+from repmlp.data import build_data
+from repmlp.export import (
+    Quantised,
+    image_size,
+    onnx_session,
+    quantize_int8,
+    run_onnx,
+    to_exported_program,
+    to_onnx,
+)
+from repmlp.models import open_checkpoint
+from repmlp.results import PATHS, write_json
+from repmlp.training.launch import mistakes_in_one_line, run_command
+from repmlp.training.merge_check import compare_merged
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+    from repmlp.data.imagenet import ImageFolderData
+    from repmlp.data.resident import ResidentData
+
+PRECISIONS = ("float32", "bf16", "int8")
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
+def main(config: DictConfig) -> None:
+    with mistakes_in_one_line():
+        results = evaluate(config)
+        print(table(results))
+        if config.out:
+            write_json(Path(config.out).expanduser(), results)
+
+
+def evaluate(config: DictConfig) -> dict[str, Any]:
+    """Run every form of the network over the same images.
+
+    Returns what the JSON file holds: `rows`, one a form, with top1_pct, top5_pct, drop_points (top-1 against the merged
+    float32 network) and disagreements (images whose first guess differs from that network's); all that compare_merged
+    says; what was quantised; data, device, versions.
+    """
+    _check(config)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    device = _device(config.device)
+    net, network = open_checkpoint(Path(config.checkpoint).expanduser())
+    if config.model.img_size is None:
+        height, width = image_size(net, network)
+        config.model.img_size = height if height == width else None
+    settings = OmegaConf.to_container(config.data, resolve=True)
+    data = build_data(settings, batch_size=1, seed=0)  # of training, which there is none of
+    data.prepare_data()
+    if net.num_classes != data.info.num_classes:
+        raise ValueError(
+            f"{config.checkpoint} tells {net.num_classes} classes, data={settings['name']} has "
+            f"{data.info.num_classes}: choose the data set that it was trained on, data=NAME data.root=FOLDER"
+        )
+    data.setup()
+
+    others: dict[str, Callable[[Tensor], Tensor]] = {}
+    if config.onnx:  # looked at before anything takes time
+        session = onnx_session(Path(config.onnx).expanduser(), config.threads)
+        _check_onnx(session, config.onnx, data.info.num_classes, data.info.img_size)
+        others[f"{Path(config.onnx).name}, ONNX Runtime"] = partial(run_onnx, session)
+    merged, metrics = compare_merged(net.to(device), data.whole_evaluation(), data.info.num_classes, data.info.parts)
+    rows = [_row("as trained, float32", metrics, "", metrics["merge_disagreements"])]
+    rows.append(_row("merged, float32", metrics, "_merged", 0))
+    quantised = None
+    if "int8" in config.precisions:
+        session, quantised = _int8(merged, data, config.calibration_images, config.threads)
+        others = {"merged, int8, ONNX Runtime": partial(run_onnx, session), **others}
+    if "bf16" in config.precisions:
+        half = copy.deepcopy(merged).to(torch.bfloat16)
+        others = {"merged, bf16": lambda images: half(images.to(torch.bfloat16)), **others}
+    if others:
+        rows += score(merged, others, data.whole_evaluation())
+    for row in rows:
+        row["drop_points"] = rows[1]["top1_pct"] - row["top1_pct"]
+    packages = ["torch", "timm", *(["onnx", "onnxruntime"] if quantised or config.onnx else [])]
+    return {
+        "checkpoint": str(config.checkpoint),
+        "data": {name: value for name, value in settings.items() if name not in PATHS},
+        "images": data.n_images[1],
+        "rows": rows,
+        "merging": metrics,
+        "quantised": None if quantised is None else quantised._asdict(),
+        "calibration_images": None if quantised is None else config.calibration_images,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+        "threads": torch.get_num_threads(),
+        "versions": {name: version(name) for name in packages},
+    }
+
+
+@torch.no_grad()
+def score(
+    merged: nn.Module, others: Mapping[str, Callable[[Tensor], Tensor]], loader: Iterable[tuple[Tensor, Tensor]]
+) -> list[dict[str, Any]]:
+    """Run other forms of the merged network beside it, all on each batch in turn; returns a row for each form."""
+    device = next(merged.parameters()).device
+    hits = {name: torch.zeros(3, dtype=torch.long) for name in others}  # top-1, top-5, disagreements
+    n = 0
+    for images, labels in loader:
+        images, labels = images.to(device), labels.cpu()
+        guess = merged(images).argmax(1).cpu()
+        n += len(labels)
+        for name, run in others.items():
+            logits = run(images).float().cpu()
+            # (B, K) -> (B, 5), or all K where there are fewer
+            best = logits.topk(min(5, logits.shape[1])).indices
+            first, five = best[:, 0] == labels, (best == labels[:, None]).any(1)
+            hits[name] += torch.stack([first.sum(), five.sum(), (best[:, 0] != guess).sum()])
+    return [
+        {"network": name, "top1_pct": 100 * top1 / n, "top5_pct": 100 * top5 / n, "disagreements": differ}
+        for name, (top1, top5, differ) in ((name, counts.tolist()) for name, counts in hits.items())
+    ]
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """Write the results as a Markdown table, with what has to be known to read it below."""
+    rows = [
+        {
+            "network": row["network"],
+            "top-1 %": f"{row['top1_pct']:.2f}",
+            "top-5 %": f"{row['top5_pct']:.2f}",
+            "drop": f"{row['drop_points']:.2f}",
+            "disagreements": row["disagreements"],
+        }
+        for row in results["rows"]
+    ]
+    versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
+    lines = [
+        pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True),
+        "",
+        f"{results['images']} images of {results['data']['name']}; {results['device']}, "
+        f"{results['threads']} thread(s), {versions}. drop: points of top-1 below the merged float32 network; "
+        f"disagreements: images whose first guess differs from its. "
+        f"Merging changed the logits by {results['merging']['merge_error']:.1e} (relative).",
+    ]
+    if results["quantised"]:
+        lines.append(
+            f"int8: {Quantised(**results['quantised'])}; scales from {results['calibration_images']} training images."
+        )
+    return "\n".join(lines)
+
+
+def _row(name: str, metrics: Mapping[str, float], suffix: str, disagreements: int) -> dict[str, Any]:
+    top = {f"top{k}_pct": metrics[f"top{k}{suffix}_pct"] for k in (1, 5)}
+    return {"network": name, **top, "disagreements": disagreements}
+
+
+def _int8(
+    merged: nn.Module, data: ResidentData | ImageFolderData, n: int, threads: int | None
+) -> tuple[InferenceSession, Quantised]:
+    """Export, quantise with n training images, and open the result; the files are gone afterwards."""
+    with tempfile.TemporaryDirectory() as folder:
+        exported, small = Path(folder) / "model.onnx", Path(folder) / "int8.onnx"
+        to_onnx(to_exported_program(copy.deepcopy(merged).cpu(), data.info.img_size, in_chans=3), exported)
+        quantised = quantize_int8(exported, small, (images for images, _ in data.calibration(n)))
+        return onnx_session(small, threads), quantised
+
+
+def _check(config: DictConfig) -> None:
+    """Raise ValueError for a setting that is none."""
+    if not config.checkpoint:
+        raise ValueError("which checkpoint? pass checkpoint=FILE")
+    chosen = config.precisions
+    if not isinstance(chosen, ListConfig):
+        raise ValueError(f"precisions={chosen}: use a list, precisions=[{chosen}]")
+    for precision in chosen:
+        if precision not in PRECISIONS:
+            raise ValueError(f"precisions={chosen}: {precision!r} is none of {', '.join(PRECISIONS)}")
+    for name in ("threads", "calibration_images"):
+        value = config[name]
+        if name == "threads" and value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}={value!r}: use a whole number, 1 or more")
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name not in ("cpu", "cuda"):
+        raise ValueError(f"device={name!r}: use cpu, cuda or auto")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device='cuda': torch finds no GPU here; use cpu")
+    return torch.device(name)
+
+
+def _check_onnx(session: InferenceSession, name: str, num_classes: int, img_size: int) -> None:
+    """Raise ValueError where an ONNX file takes other images, or tells other classes, than the data set has."""
+    found = (*session.get_inputs()[0].shape[1:], *session.get_outputs()[0].shape[1:])
+    expected = (3, img_size, img_size, num_classes)
+    # a name stands for any size
+    if len(found) != 4 or any(isinstance(f, int) and f != e for f, e in zip(found, expected, strict=True)):
+        raise ValueError(
+            f"{name} takes (channels, height, width) and tells classes as {found}, the data set has {expected}"
+        )
+
+
+if __name__ == "__main__":
+    run_command(main, Path(__file__).resolve().parents[1])
