@@ -1,5 +1,6 @@
 """Locality Injection for vision MLPs: train with convolutions beside fully-connected layers, deploy without them."""
 
+from repmlp.deploy import DeployedRepMLPNet, deploy
 from repmlp.inject import BatchNormStats, Branch, conv_to_fc, fuse_bn, merge_branches
 from repmlp.layers import GlobalPerceptron, LocalPerceptron, RepMLPBlock, SetSharingFC
 from repmlp.models import build_model, load_model, save_model
@@ -13,6 +14,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BatchNormStats",
     "Branch",
+    "DeployedRepMLPNet",
     "GlobalPerceptron",
     "InjectedLinear",
     "LocalPerceptron",
@@ -22,6 +24,7 @@ __all__ = [
     "SetSharingFC",
     "build_model",
     "conv_to_fc",
+    "deploy",
     "fuse_bn",
     "inject_locality",
     "load_model",

@@ -205,6 +205,29 @@ class GlobalPerceptron(nn.Module):
         return gate[:, :, None, None]
 
 
+def cut_into_tiles(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Cut maps into h x w partitions, padded with zeros at the bottom and right: (N, C, H, W) -> (N*tiles, C, h, w)."""
+    n, c, height, width = x.shape
+    (h, w), (rows, columns) = size, tiles_of((height, width), size)
+    x = F.pad(x, (0, columns * w - width, 0, rows * h - height))
+    # (N, C, rows*h, columns*w) -> (N*rows*columns, C, h, w): tiles join the batch, never the channels
+    return x.view(n, c, rows, h, columns, w).permute(0, 2, 4, 1, 3, 5).reshape(n * rows * columns, c, h, w)
+
+
+def join_tiles(tiles: Tensor, map_size: tuple[int, int]) -> Tensor:
+    """Put partitions together again and crop the padding: (N*tiles, C, h, w) -> (N, C, H, W)."""
+    (height, width), (c, h, w) = map_size, tiles.shape[1:]
+    rows, columns = tiles_of(map_size, (h, w))
+    # (N*rows*columns, C, h, w) -> (N, C, rows*h, columns*w)
+    x = tiles.view(-1, rows, columns, c, h, w).permute(0, 3, 1, 4, 2, 5).reshape(-1, c, rows * h, columns * w)
+    return x[:, :, :height, :width]
+
+
+def tiles_of(map_size: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """Return how many rows and columns of h x w partitions cover an H x W map."""
+    return -(-map_size[0] // size[0]), -(-map_size[1] // size[1])
+
+
 class RepMLPBlock(nn.Module):
     """Global Perceptron, Channel Perceptron and Local Perceptron over partitions of the trained size.
 
@@ -241,18 +264,10 @@ class RepMLPBlock(nn.Module):
 
     def _tiled(self, x: Tensor) -> Tensor:
         """Apply the Channel Perceptron to every tile: (N, C, H, W) -> (N, C, H, W)."""
-        n, c, height, width = x.shape
-        h, w = self.channel_perceptron.size
-        if (height, width) == (h, w):
+        size = self.channel_perceptron.size
+        if tuple(x.shape[2:]) == size:
             return self.channel_perceptron(x)
-        rows, columns = -(-height // h), -(-width // w)
-        x = F.pad(x, (0, columns * w - width, 0, rows * h - height))
-        # (N, C, rows*h, columns*w) -> (N*rows*columns, C, h, w): tiles join the batch, never the channels
-        x = x.view(n, c, rows, h, columns, w).permute(0, 2, 4, 1, 3, 5).reshape(n * rows * columns, c, h, w)
-        x = self.channel_perceptron(x)
-        # (N*rows*columns, C, h, w) -> (N, C, rows*h, columns*w)
-        x = x.view(n, rows, columns, c, h, w).permute(0, 3, 1, 4, 2, 5).reshape(n, c, rows * h, columns * w)
-        return x[:, :, :height, :width]
+        return join_tiles(self.channel_perceptron(cut_into_tiles(x, size)), tuple(x.shape[2:]))
 
     def reparameterize(self) -> None:
         """Merge the Channel and the Local Perceptron into one FC with bias; see SetSharingFC.reparameterize."""

@@ -1,0 +1,217 @@
+"""The form of RepMLPNet for inference: branches merged, and no batch norm left anywhere.
+
+Paper: RepMLPNet Section 3 merges the branches; the batch norms that the published code keeps (before and inside each
+unit, in the embeddings, at the head) are folded here too. What cannot be folded into a shared kernel is kept as a map,
+see DeployedUnit. Biases of the residual branches are carried on as constants instead of being added to maps.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from repmlp.inject import fuse_bn
+from repmlp.layers import batch_norm_stats, cut_into_tiles, join_tiles
+from repmlp.repmlpnet import ConvBNReLU, RepMLPNet, RepMLPNetUnit
+
+
+def deploy(model: RepMLPNet) -> DeployedRepMLPNet:
+    """Return a copy for inference without batch norms; the model stays as it was, train-time or merged.
+
+    Arithmetic in float64, rounded once to the dtype of the model. The copy takes any image size that the model takes.
+
+    Raises TypeError for another kind of model (timm.utils.reparameterize_model merges any), RuntimeError in training
+    mode, ValueError for a backbone that features_only has cut.
+    """
+    if not isinstance(model, RepMLPNet):
+        raise TypeError(f"deploy() takes a RepMLPNet, got {type(model).__name__}: use timm.utils.reparameterize_model")
+    if model.training:
+        raise RuntimeError("the model is in training mode: call model.eval() before deploy()")
+    if not isinstance(model.norm, nn.BatchNorm2d) or not model.global_pool:
+        raise ValueError("the model has no head (features_only, or global_pool=''): deploy the whole network")
+    return DeployedRepMLPNet(model).eval()
+
+
+class DeployedRepMLPNet(nn.Module):
+    """What deploy() returns: (N, in_chans, H, W) -> (N, num_classes). Maps are contiguous (N, C, H, W) throughout."""
+
+    def __init__(self, model: RepMLPNet):
+        super().__init__()
+        self.img_size, self.in_chans = model.img_size, model.in_chans
+        self.num_classes, self.num_features = model.num_classes, model.num_features
+        self.stem = Embedding(model.stem, carried=None)
+        self.downsamples = nn.ModuleList()
+        self.stages = nn.ModuleList()
+        carried = _zeros_like_channels(model.stem)
+        for i, stage in enumerate(model.stages):
+            if i:
+                self.downsamples.append(Embedding(model.downsamples[i - 1], carried))
+                carried = _zeros_like_channels(model.downsamples[i - 1])
+            units = []
+            for unit in stage:
+                units.append(DeployedUnit(unit, carried))
+                carried = carried + units[-1].carried
+            self.stages.append(nn.Sequential(*units))
+        # head(BN(mean(x + carried))): the batch norm is affine, so it commutes with the mean
+        scale, shift = batch_norm_stats(model.norm).affine(torch.float64)
+        shift = shift + scale * carried
+        dtype = model.norm.weight.dtype
+        self.head = nn.Linear(
+            model.num_features, model.num_classes or model.num_features, device=scale.device, dtype=dtype
+        )
+        weight, bias = (
+            (model.head.weight.double(), model.head.bias.double())
+            if model.num_classes
+            else (torch.eye(model.num_features, dtype=torch.float64, device=scale.device), torch.zeros_like(shift))
+        )
+        _fill(self.head.weight, weight * scale)
+        _fill(self.head.bias, bias + weight @ shift)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x.contiguous())
+        for i, stage in enumerate(self.stages):
+            if i:
+                x = self.downsamples[i - 1](x)
+            x = stage(x)
+        return self.head(x.mean(dim=(2, 3)))
+
+
+class Embedding(nn.Module):
+    """A k x k convolution with stride k and ReLU: the stem or a down-sampling, with its batch norm folded.
+
+    carried: (C,) float64, what every position of the input lacks of the true map, None for nothing.
+    """
+
+    def __init__(self, embedding: ConvBNReLU, carried: Tensor | None):
+        super().__init__()
+        conv = embedding.conv
+        kernel, bias = fuse_bn(conv.weight.detach(), None, batch_norm_stats(embedding.norm), torch.float64)
+        if carried is not None:
+            bias = bias + kernel.sum(dim=(2, 3)) @ carried
+        self.conv = nn.Conv2d(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,
+            conv.stride,
+            device=kernel.device,
+            dtype=conv.weight.dtype,
+        )
+        _fill(self.conv.weight, kernel)
+        _fill(self.conv.bias, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.conv(x))
+
+
+class DeployedUnit(nn.Module):
+    """A unit of RepMLPNet without batch norms: maps (N, C, H, W) -> (N, C, H, W), any size.
+
+    The batch norm before the block, BN(x) = a x + b, cannot enter an FC that many channels share. With W and beta the
+    merged FC and g the gate of the Global Perceptron, the block is (g a)(W x) + g B, where B = b (W 1) + beta is a map
+    for each channel that is computed once. On a padded tile the vector 1 becomes 1 on valid cells and 0 elsewhere.
+    Nothing is divided by a, which may be 0.
+
+    The last bias of the FFN is not added: `carried` (C,) float64 holds it, and whoever comes next takes it into
+    account. So x stands for x + carried_in here, b for a * carried_in + b.
+
+    unit: of a RepMLPNet. carried: (C,) float64, what every position of the input lacks of the true map.
+    """
+
+    def __init__(self, unit: RepMLPNetUnit, carried: Tensor):
+        super().__init__()
+        fc = unit.block.channel_perceptron
+        self.size, self.share_sets = fc.size, fc.share_sets
+        dtype = fc.weight.dtype
+        weight, bias = (tensor.detach() for tensor in fc.merged())
+        scale, shift = batch_norm_stats(unit.norm1).affine(torch.float64)
+        shift = shift + scale * carried
+        self.weight = _frozen(weight, dtype)  # (S, h*w, h*w)
+        self.bias = _frozen(bias, dtype)  # (S, h*w)
+        self.scale = _frozen(scale, dtype)  # (C,)
+        self.shift = _frozen(shift, dtype)  # (C,)
+        # row sums in float64, set by set, then (C/S, S, 1) * (S, h*w) -> (C/S, S, h*w)
+        sums = torch.stack([matrix.sum(dim=1, dtype=torch.float64) for matrix in weight])
+        offset = shift.view(-1, self.share_sets, 1) * sums + bias.double()
+        self.offset = _frozen(offset, dtype)
+
+        gate = unit.block.global_perceptron
+        self.gate1 = self.gate2 = None
+        if gate is not None:
+            self.gate1, self.gate2 = copy.deepcopy(gate.fc1), copy.deepcopy(gate.fc2).requires_grad_(False)
+            inner = gate.fc1.weight.double()
+            _fill(self.gate1.weight, inner * scale)
+            _fill(self.gate1.bias, gate.fc1.bias.double() + inner @ shift)
+
+        scale, shift = batch_norm_stats(unit.norm2).affine(torch.float64)
+        shift = shift + scale * carried
+        first, first_bias = fuse_bn(unit.ffn.fc1.weight, None, batch_norm_stats(unit.ffn.norm1), torch.float64)
+        second, second_bias = fuse_bn(unit.ffn.fc2.weight, None, batch_norm_stats(unit.ffn.norm2), torch.float64)
+        self.ffn1 = _frozen(first * scale, dtype)  # (4C, C)
+        self.ffn1_bias = _frozen((first_bias + first @ shift).unsqueeze(1), dtype)  # (4C, 1)
+        self.ffn2 = _frozen(second, dtype)  # (C, 4C)
+        self.carried = second_bias.detach()
+
+    def extra_repr(self) -> str:
+        return f"channels={self.scale.numel()}, size={self.size}, share_sets={self.share_sets}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c, height, width = x.shape
+        gate = None
+        if self.gate1 is not None:
+            gate = torch.sigmoid(self.gate2(F.relu(self.gate1(x.mean(dim=(2, 3))))))
+        if (height, width) == self.size:
+            block = self._mix(x, self.offset)
+        else:
+            tiles = cut_into_tiles(x, self.size)
+            block = join_tiles(self._mix(tiles, self._offset_of_tiles(x)).reshape(tiles.shape), (height, width))
+        # (N', C/S, S, h*w) or (N, C, H, W) -> (N, C, H*W)
+        block = block.reshape(n, c, height * width)
+        x = x.reshape(n, c, height * width)
+        x = x + block if gate is None else torch.addcmul(x, gate.unsqueeze(2), block)
+        # the FFN, on (N, C, H*W): the residual is what the second product is added to
+        hidden = F.gelu(torch.baddbmm(self.ffn1_bias, self.ffn1.expand(n, -1, -1), x))
+        return torch.baddbmm(x, self.ffn2.expand(n, -1, -1), hidden).view(n, c, height, width)
+
+    def _mix(self, x: Tensor, offset: Tensor) -> Tensor:
+        """Return a (W x) + B: (N, C, h, w) -> (N, C/S, S, h*w); offset: B, broadcastable to that."""
+        n, c = x.shape[:2]
+        s = self.share_sets
+        # (N, C, h, w) -> (N*C/S, S, h*w) -> (S, N*C/S, h*w), a view: channel c is member c // S of set c mod S
+        maps = x.reshape(n * c // s, s, -1).transpose(0, 1)
+        out = torch.bmm(maps, self.weight.transpose(1, 2))
+        # (S, N*C/S, h*w) -> (N, C/S, S, h*w), a view
+        out = out.view(s, n, c // s, -1).permute(1, 2, 0, 3)
+        return torch.addcmul(offset, self.scale.view(c // s, s, 1), out)
+
+    def _offset_of_tiles(self, x: Tensor) -> Tensor:
+        """Return B for every tile of a map that is no single one: (N*tiles, C/S, S, h*w)."""
+        n, c, height, width = x.shape
+        h, w = self.size
+        if height % h == 0 and width % w == 0:
+            return self.offset
+        # (1, 1, H, W) -> (tiles, 1, h, w) -> (tiles, h*w): 1 on valid cells
+        valid = cut_into_tiles(x.new_ones(1, 1, height, width), self.size).flatten(1)
+        # (S, h*w, h*w) x (h*w, tiles) -> (S, h*w, tiles) -> (tiles, 1, S, h*w)
+        sums = torch.matmul(self.weight, valid.T).permute(2, 0, 1).unsqueeze(1)
+        # (C/S, S, 1) * (tiles, 1, S, h*w) -> (tiles, C/S, S, h*w) -> (N*tiles, C/S, S, h*w)
+        offset = self.shift.view(c // self.share_sets, self.share_sets, 1) * sums + self.bias
+        return offset.repeat(n, 1, 1, 1)
+
+
+def _frozen(tensor: Tensor, dtype: torch.dtype) -> nn.Parameter:
+    return nn.Parameter(tensor.detach().to(dtype).contiguous(), requires_grad=False)
+
+
+def _zeros_like_channels(embedding: ConvBNReLU) -> Tensor:
+    """Return (C,) float64 zeros: after a ReLU nothing is carried."""
+    return torch.zeros(embedding.conv.out_channels, dtype=torch.float64, device=embedding.conv.weight.device)
+
+
+@torch.no_grad()
+def _fill(parameter: nn.Parameter, values: Tensor) -> None:
+    """Round values once into a parameter, and freeze it."""
+    parameter.copy_(values)
+    parameter.requires_grad_(False)

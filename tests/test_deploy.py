@@ -1,0 +1,130 @@
+"""The deployed form against the train-time net: every map size, zero gammas, no batch norm left."""
+
+import copy
+
+import pytest
+import timm
+import torch
+from conftest import randomise_norms
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from repmlp import RepMLPNet, ResMLP, deploy
+from repmlp.cost import count_macs
+from repmlp.deploy import DeployedUnit
+from repmlp.repmlpnet import RepMLPNetUnit
+
+NETS = {
+    "two stages": {"channels": (16, 32), "blocks": (2, 2), "share_sets": (4, 16)},
+    "no Global Perceptron": {
+        "channels": (16, 32), "blocks": (1, 1), "share_sets": (16, 1), "global_perceptron": False,
+    },
+    "three kernels": {"channels": (16,), "blocks": (3,), "share_sets": (2,), "kernels": (1, 3, 5)},
+    "no branches": {"channels": (8, 16), "blocks": (1, 2), "share_sets": (1, 2), "kernels": ()},
+    "not square": {"img_size": (16, 24), "channels": (8, 16), "blocks": (1, 1), "share_sets": (2, 4)},
+    "no classifier": {"channels": (8,), "blocks": (1,), "share_sets": (2,), "num_classes": 0},
+}  # fmt: skip
+
+
+def trained(dtype=torch.float64, **arguments) -> RepMLPNet:
+    """A net whose batch norms have statistics far from their initial ones, and some gammas of 0."""
+    net = randomise_norms(RepMLPNet(**arguments)).to(dtype).eval()
+    for module in net.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.weight.data[::3] = 0
+    return net
+
+
+@torch.no_grad()
+def relative(net: nn.Module, other: nn.Module, x: torch.Tensor) -> float:
+    expected = net(x)
+    return float((other(x) - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("size", [(32, 32), (64, 32), (40, 56), (20, 12), (16, 24)])
+def test_deployed_net_equals_the_trained_one_on_every_map_size(name, size):
+    net = trained(**NETS[name])
+    deployed = deploy(net)
+    assert relative(net, deployed, torch.randn(2, 3, *size, dtype=torch.float64)) < 1e-12
+    assert not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in deployed.modules())
+    assert not any(p.requires_grad for p in deployed.parameters())
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_float32_stays_within_rounding(name):
+    net = trained(torch.float32, **NETS[name])
+    assert relative(net, deploy(net), torch.randn(4, 3, 48, 48)) < 5e-6
+
+
+units = st.fixed_dictionaries(
+    {
+        "h": st.integers(1, 5),
+        "w": st.integers(1, 5),
+        "sets": st.integers(1, 3),
+        "members": st.integers(1, 3),
+        "gate": st.booleans(),
+        "height": st.integers(1, 12),
+        "width": st.integers(1, 12),
+        "n": st.integers(1, 3),
+        "seed": st.integers(0, 2**16),
+    }
+)
+
+
+@given(units)
+def test_unit_equals_the_trained_one(g):
+    torch.manual_seed(g["seed"])
+    c = 4 * g["sets"] * g["members"]
+    unit = RepMLPNetUnit(c, (g["h"], g["w"]), g["sets"], (1, 3), global_perceptron=g["gate"])
+    randomise_norms(unit).double().eval()
+    carried = torch.randn(c, dtype=torch.float64)
+    deployed = DeployedUnit(unit, carried)
+    x = torch.randn(g["n"], c, g["height"], g["width"], dtype=torch.float64)
+    with torch.no_grad():
+        expected = unit(x + carried.view(1, -1, 1, 1))
+        found = deployed(x) + (carried + deployed.carried).view(1, -1, 1, 1)
+    assert float((found - expected).norm()) < 1e-12 * float(1 + expected.norm())
+
+
+def test_the_trained_net_stays_as_it_was_and_a_merged_one_deploys_too():
+    net = trained(**NETS["two stages"])
+    before = copy.deepcopy(net.state_dict())
+    deployed = deploy(net)
+    with torch.no_grad():
+        for parameter in deployed.parameters():
+            parameter.zero_()
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+    x = torch.randn(1, 3, 32, 32, dtype=torch.float64)
+    merged = timm.utils.reparameterize_model(net)
+    assert relative(net, deploy(merged), x) < 1e-12
+
+
+@pytest.mark.parametrize("name", ["repmlpnet_t224", "repmlpnet_d256"])
+def test_registered_variants_deploy(name):
+    net = randomise_norms(timm.create_model(name, img_size=64, num_classes=7)).eval()
+    deployed = deploy(net)
+    assert relative(net, deployed, torch.randn(2, 3, 64, 64)) < 1e-5
+    merged = timm.create_model(name, img_size=64, num_classes=7, inference_mode=True)
+    # the same products but for the carried constants; the pooled gate is counted alike
+    assert count_macs(deployed, 64) == count_macs(merged, 64)
+
+
+def test_deployed_net_exports_with_a_free_batch():
+    net = trained(torch.float32, **NETS["two stages"])
+    deployed = deploy(net)
+    images = torch.randn(2, 3, 32, 32)
+    batch = torch.export.Dim("batch", min=1)
+    program = torch.export.export(deployed, (images,), dynamic_shapes=({0: batch},)).module()
+    x = torch.randn(5, 3, 32, 32)
+    torch.testing.assert_close(program(x), deployed(x))
+
+
+def test_what_cannot_be_deployed_is_said():
+    with pytest.raises(TypeError, match=r"takes a RepMLPNet, got ResMLP: use timm\.utils\.reparameterize_model"):
+        deploy(ResMLP(depth=1, width=8))
+    with pytest.raises(RuntimeError, match="training mode"):
+        deploy(RepMLPNet(**NETS["no branches"]).train())
+    with pytest.raises(ValueError, match="no head"):
+        deploy(timm.create_model("repmlpnet_t224", img_size=32, features_only=True).model.eval())
