@@ -356,8 +356,10 @@ def scale_line(records: pd.DataFrame) -> str:
     def values(name: str) -> str:
         return ", ".join(f"{v:,}" for v in sorted(set(records[name])))
 
+    # `imagenet` stands for any data set in folders
+    classes = f" ({first['num_classes']:.0f} classes)" if first.get("num_classes", 0) > 0 else ""
     return (
-        f"{first['data']}, {values('n_train')} training images, {values('epochs')} epochs, "
+        f"{first['data']}{classes}, {values('n_train')} training images, {values('epochs')} epochs, "
         f"batch {values('batch_size')}, evaluated on {values('n_eval')} images after the last epoch."
     )
 

@@ -272,6 +272,7 @@ def _train(config: Mapping[str, Any], folder: Path, path: Path) -> None:
         "data": config["data"]["name"],
         "n_train": n_train,
         "n_eval": n_eval,
+        "num_classes": data.info.num_classes,
         "seed": seed,
         "epochs": recipe["epochs"],
         "batch_size": recipe["batch_size"],
