@@ -87,6 +87,7 @@ def merge_branches(
     size: Sequence[int],
     norm: BatchNormStats | None = None,
     groups: int | None = None,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Add convolutions (and every batch norm) into the fully-connected layer that they run beside.
 
@@ -96,9 +97,10 @@ def merge_branches(
     weight: (G, O/G*h*w, I/G*h*w); bias: (G, O/G*h*w) or None. norm: the layer's own batch norm, O channels, or None.
     branches: "same"-padded convolutions with G groups and O output channels. size: (h, w) or (n,).
     groups: G, to say it explicitly; a weight with another number of groups is refused.
+    out: where the merged weight goes, contiguous; may be `weight` itself, which saves the memory of a second one.
     Returns weight and bias of the merged layer, same shapes. Where gradients are wanted the result is differentiable
     in every argument; otherwise it is computed by blocks of rows, so that float64 costs little memory.
-    Raises ValueError for an even kernel, or shapes that do not fit.
+    Raises ValueError for an even kernel, shapes that do not fit, or an `out` where gradients are wanted.
     """
     positions = _positions(size)
     if groups is not None and weight.shape[0] != groups:
@@ -132,12 +134,16 @@ def merge_branches(
 
     h, w = _as_hw(size)
     if torch.is_grad_enabled() and any(t.requires_grad for t in (weight, new_bias, *(k for k, _ in fused))):
+        if out is not None:
+            raise ValueError("a merged weight that is to be differentiated cannot be written into out")
         new_weight = weight.to(wide) if scale is None else weight.to(wide) * scale.unsqueeze(-1)
         for kernel, padding in fused:
             new_weight = new_weight + _ConvToFC.apply(kernel, (h, w), padding, groups)
         return new_weight.to(weight.dtype), new_bias.to(weight.dtype)
 
-    new_weight = torch.empty_like(weight, memory_format=torch.contiguous_format)
+    new_weight = torch.empty_like(weight, memory_format=torch.contiguous_format) if out is None else out.detach()
+    if new_weight.shape != weight.shape or not new_weight.is_contiguous():
+        raise ValueError(f"out of shape {tuple(new_weight.shape)}: needs {tuple(weight.shape)}, contiguous")
     shape = (groups, out_per_group, h, w, in_per_group, h, w)
     source, target = weight.detach().reshape(shape), new_weight.view(shape)
     step = max(1, _BLOCK_ELEMENTS // (weight.numel() // h))
@@ -148,7 +154,7 @@ def merge_branches(
         for kernel, padding in fused:
             for diagonal, tap in _taps(block, kernel, padding, groups, first_row=y):
                 diagonal += tap
-        target[:, :, y : y + step] = block
+        target[:, :, y : y + step] = block  # the only rows of the source that they were made of
     return new_weight, new_bias.to(weight.dtype)
 
 

@@ -154,28 +154,30 @@ class SetSharingFC(nn.Module):
         out = out.reshape(n, c, h, w)
         return out if self.local_perceptron is None else out + self.local_perceptron(x)
 
-    def merged(self, branches: bool = True) -> tuple[Tensor, Tensor]:
+    def merged(self, branches: bool = True, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return weight (S, h*w, h*w) and bias (S, h*w) of the merged layer without changing this one.
 
         branches: False leaves the convolutions out, so that the FC can be seen before the injection on the same scale.
+        out: where the weight goes, see merge_branches.
         Differentiable in every parameter where gradients are enabled.
         """
         norm = None if self.norm is None else batch_norm_stats(self.norm)
         local = self.local_perceptron.branches() if branches and self.local_perceptron is not None else []
-        return merge_branches(self.weight, self.bias, local, self.size, norm, groups=self.share_sets)
+        return merge_branches(self.weight, self.bias, local, self.size, norm, groups=self.share_sets, out=out)
 
     @torch.no_grad()
     def reparameterize(self) -> None:
         """Merge the branches and the batch norms into weight and bias, in place. Does nothing the second time.
 
-        Paper: RepMLPNet Eq. 12-14. Float64 arithmetic, rounded once to the weight's dtype.
+        Paper: RepMLPNet Eq. 12-14. Float64 arithmetic, rounded once to the weight's dtype. The weight's own memory is
+        overwritten, so that merging needs a few MiB however large the layer: clone a state_dict() that is to be kept.
         Raises RuntimeError in training mode, where the batch norms' running statistics are not what forward() uses.
         """
         if self.norm is None and self.local_perceptron is None:
             return
         if self.training:
             raise RuntimeError("the model is in training mode: call model.eval() before reparameterize()")
-        weight, bias = self.merged()
+        weight, bias = self.merged(out=self.weight if self.weight.is_contiguous() else None)
         self.weight = nn.Parameter(weight, requires_grad=self.weight.requires_grad)
         self.bias = nn.Parameter(bias, requires_grad=self.weight.requires_grad)
         self.norm = None

@@ -1,0 +1,125 @@
+"""The baseline computes what our networks compute, fused peers what they did; the command writes records."""
+
+import importlib
+import json
+import sys
+
+import pytest
+import timm
+import torch
+from conftest import ROOT, command, randomise_norms
+from torch import nn
+
+from repmlp import RepMLPNet, SetSharingFC, conv_to_fc
+
+sys.path.insert(0, str(ROOT / "experiments"))
+benchmark = importlib.import_module("benchmark")
+plain_net = importlib.import_module("plain_net")
+
+SMALL = {"channels": (16, 32), "blocks": (2, 1), "share_sets": (4, 16)}
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+@pytest.mark.parametrize("form", benchmark.FORMS)
+def test_every_form_computes_the_same(form):
+    net = randomise_norms(RepMLPNet(**SMALL)).double().eval()
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    with torch.no_grad():
+        shaped = benchmark.in_form(net, form).double()
+        assert relative(shaped(x), net(x)) < 1e-12
+
+
+def test_our_training_step_is_the_straightforward_one():
+    """Loss to 1e-12 and gradients to 1e-10 in float64: every fast path of training against convolutions."""
+    ours = RepMLPNet(**SMALL).double().train()
+    plain = plain_net.PlainRepMLPNet(ours).double().train()
+    x, labels = torch.randn(4, 3, 32, 32, dtype=torch.float64), torch.tensor([1, 5, 7, 99])
+    losses = [nn.functional.cross_entropy(net(x), labels) for net in (ours, plain)]
+    assert abs(float((losses[0] - losses[1]).detach())) < 1e-12
+    for loss in losses:
+        loss.backward()
+    from repmlp.checkpoints import to_official
+
+    gradients = to_official({name: p.grad for name, p in ours.named_parameters()} | dict(ours.named_buffers()))
+    for name, parameter in plain.named_parameters():
+        torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-10, atol=1e-10, msg=name)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0", "regnetx_002"])
+def test_fused_peers_compute_what_they_did_and_have_no_norm_left(name):
+    model = randomise_norms(timm.create_model(name, num_classes=10)).eval()
+    for module in model.modules():  # keep a deep net's numbers in range
+        if isinstance(module, nn.BatchNorm2d):
+            module.weight.data.uniform_(0.5, 1.0)
+    fused = benchmark.fused(model)
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert relative(fused(x), model(x)) < 1e-4
+    assert any(isinstance(m, nn.BatchNorm2d) for m in model.modules()), "the model stays as it was"
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in fused.modules())
+
+
+def test_merging_by_identity_is_the_same_matrix():
+    kernel = torch.randn(3, 1, 3, 3)
+    ours = conv_to_fc(kernel, (5, 4), groups=3)
+    assert torch.equal(ours.reshape(60, 20), plain_net.conv_to_fc_by_identity(kernel, (5, 4)))
+    net = randomise_norms(RepMLPNet(**SMALL)).eval()
+    weight, bias = plain_net.merge_by_identity(plain_net.PlainRepMLPNet(net).stages[0][0].repmlp_block)
+    expected = net.stages[0][0].block.channel_perceptron.merged()
+    torch.testing.assert_close(weight.view_as(expected[0]), expected[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(bias.view_as(expected[1]), expected[1], rtol=1e-5, atol=1e-5)
+
+
+def test_merging_in_place_needs_no_second_weight():
+    fc = randomise_norms(SetSharingFC((6, 6), 2, (1, 3))).eval()
+    expected = [tensor.detach().clone() for tensor in fc.merged()]
+    memory = fc.weight.data_ptr()
+    fc.reparameterize()
+    assert fc.weight.data_ptr() == memory
+    assert torch.equal(fc.weight, expected[0]) and torch.equal(fc.bias, expected[1])
+
+
+def test_an_exponent_is_fitted():
+    assert benchmark.slope((1, 2, 4, 8), [3.0, 12.0, 48.0, 192.0]) == pytest.approx(2)
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("benchmark")
+    done = command(
+        *("experiments/benchmark.py", "models=[repmlpnet_cifar,resnet18@32]", "batch_sizes=[1]", "rounds=2"),
+        *("what=[inference,training,conv_to_fc]", "training_batch_sizes=[2]", "device=cpu", "threads=1"),
+        f"results_dir={folder}",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def test_command_writes_records(measured):
+    records = [json.loads(path.read_text()) for path in (measured / "benchmark/records").glob("*.json")]
+    inference = {r["form"]: r for r in records if r["kind"] == "inference" and r["model"] == "repmlpnet_cifar"}
+    assert inference.keys() == set(benchmark.FORMS)
+    assert len({r["run"] for r in records}) == 1
+    for record in inference.values():
+        assert record["images_per_second"] == pytest.approx(1 / record["seconds"])
+        assert record["macs"] in (468_329_472 + 2_949_120, 468_329_472)
+    (ours,) = (r for r in records if r["kind"] == "conv_to_fc" and r["form"] == "ours")
+    assert ours["same_bits"]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("what=[speed]", "what=['speed']: use a list of inference"),
+        ("engine=tensorrt", "engine='tensorrt': use eager"),
+        ("models=[resnet_18]", "models: 'resnet_18' is no network"),
+        ("batch_sizes=[0]", "batch_sizes=[0]: use a list of whole numbers"),
+    ],
+)
+def test_bad_settings_are_one_line(override, words, tmp_path):
+    done = command("experiments/benchmark.py", override, f"results_dir={tmp_path}")
+    assert done.returncode == 1 and len(done.stderr.strip().splitlines()) == 1
+    assert words in done.stderr, done.stderr
