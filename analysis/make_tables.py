@@ -213,7 +213,7 @@ def imagenet_table(number: str, records: pd.DataFrame, results: Path) -> pd.Data
 def load_speeds(results: Path) -> pd.DataFrame:
     """Read the benchmark's records: images a second by (model, input size), a column for each device and setting.
 
-    The fastest form of a net counts, but for the train-time one.
+    The fastest form of a net counts, but for the train-time one and the straightforward baseline.
     """
     records = [json.loads(path.read_text()) for path in sorted(results.glob("benchmark/records/*.json"))]
     rows = [
@@ -223,7 +223,7 @@ def load_speeds(results: Path) -> pd.DataFrame:
             "images_per_second": r["images_per_second"],
         }
         for r in records
-        if r["form"] != "train-time"
+        if r["kind"] == "inference" and r["form"] not in ("train-time", "plain")
     ]
     if not rows:
         return pd.DataFrame()

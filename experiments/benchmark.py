@@ -14,6 +14,7 @@ which are random. Records go to results/benchmark/records/; `python analysis/mak
 from __future__ import annotations
 
 import copy
+import ctypes
 import gc
 import platform
 import tempfile
@@ -142,11 +143,12 @@ class Bench:
             self.wait()
             return torch.cuda.max_memory_allocated(self.device) - before
         try:
+            ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back, or it would be used again unseen
             Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
             before = _status("VmRSS")
             run()
             return max(0, _status("VmHWM") - before)
-        except OSError:
+        except (OSError, AttributeError):
             return None
 
     def write(self, kind: str, row: Mapping[str, Any], seconds: Tensor | None = None) -> dict[str, Any]:

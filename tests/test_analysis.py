@@ -114,6 +114,7 @@ def test_throughput_appears_where_it_was_measured(tmp_path):
     folder = tmp_path / "benchmark/records"
     folder.mkdir(parents=True)
     common = {
+        "kind": "inference",
         "model": "repmlpnet_t224",
         "img_size": 224,
         "device": "X",
@@ -121,7 +122,7 @@ def test_throughput_appears_where_it_was_measured(tmp_path):
         "batch_size": 8,
         "dtype": "float32",
     }
-    for i, (form, speed) in enumerate((("train-time", 90.0), ("merged", 50.0), ("deployed", 70.5))):
+    for i, (form, speed) in enumerate((("plain", 90.0), ("merged", 50.0), ("deployed", 70.5))):
         record = {**common, "engine": "eager", "form": form, "images_per_second": speed}
         (folder / f"{i}.json").write_text(json.dumps(record))
     table = make_tables.imagenet_table("3", pd.DataFrame(), tmp_path)

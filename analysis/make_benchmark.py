@@ -1,0 +1,258 @@
+"""Make tables and a picture of the benchmark's records: speed, memory, ratios beside the paper's.
+
+    python analysis/make_benchmark.py               # results/benchmark/*.md, .tex, .csv and throughput_*.png
+
+Ratios are taken between records of one run alone (they were measured in turn). The paper's throughput is that of a
+2080 Ti at batch 128; what can be compared is the ratio of two networks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from figures import save
+from make_tables import ROOT, emit, read_paper
+
+from repmlp.results import branch_label
+
+SETTING = ["device", "threads", "dtype", "engine", "batch_size"]
+# What the paper says of two networks' throughput: (name, ours, other, images/s of both as printed)
+CLAIMS = (
+    ("RepMLPNet-T224 / EfficientNet-B1", "repmlpnet_t224", "efficientnet_b1", 1709, 912),
+    ("RepMLPNet-D256 / ResNeXt-101", "repmlpnet_d256", "resnext101_32x4d", 715, 450),
+    ("RepMLPNet-T224 / ResMLP-S12", "repmlpnet_t224", "resmlp_12_224", 1709, 1895),
+    ("RepMLPNet-T224 / ResMLP-S24", "repmlpnet_t224", "resmlp_24_224", 1709, 961),
+    ("RepMLPNet-B224 / ResNet-101", "repmlpnet_b224", "resnet101", 816, 606),
+    ("RepMLPNet-B256 / MLP-Mixer-B/16", "repmlpnet_b256", "mixer_b16_224", 708, 632),
+    ("RepMLPNet-B256 / EfficientNet-B2", "repmlpnet_b256", "efficientnet_b2", 708, 707),
+    ("RepMLPNet-B256 / ResMLP-B24", "repmlpnet_b256", "resmlp_big_24_patch16_224", 708, None),
+)
+NOTE = (
+    "Median (quartiles) of {rounds} rounds in which all rows were run in turn. {device}, {threads} threads, {versions}."
+)
+
+
+def load(folder: Path) -> pd.DataFrame:
+    """Read the records of the benchmark, one a row."""
+    records = pd.DataFrame([json.loads(path.read_text()) for path in sorted(folder.glob("records/*.json"))])
+    for name in ("img_size", "batch_size"):  # kinds that have none must not make floats of the others'
+        if name in records:
+            records[name] = records[name].astype("Int64")
+    return records
+
+
+def milliseconds(row: pd.Series) -> str:
+    low, high = (1000 * s for s in row["seconds_quartiles"])
+    return f"{1000 * row['seconds']:.2f} ({low:.2f} to {high:.2f})"
+
+
+def mebibytes(size: float) -> str:
+    return "" if pd.isna(size) else f"{size / 2**20:.1f}"
+
+
+def note(rows: pd.DataFrame) -> str:
+    first = rows.iloc[0]
+    versions = ", ".join(f"{name} {number}" for name, number in first["versions"].items())
+    return NOTE.format(rounds=first["rounds"], device=first["device"], threads=first["threads"], versions=versions)
+
+
+def inference_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Make the table of one setting: time, throughput, share of the matrix product's rate, ratio to the baseline."""
+    plain = {(r["model"], r["img_size"], r["run"]): r["seconds"] for _, r in rows[rows["form"] == "plain"].iterrows()}
+    table = []
+    for _, row in rows.sort_values(["macs", "model", "seconds"]).iterrows():
+        baseline = plain.get((row["model"], row["img_size"], row["run"]))
+        table.append(
+            {
+                "model": row["model"],
+                "input": row["img_size"],
+                "form": row["form"],
+                "MACs G": f"{row['macs'] / 1e9:.2f}",
+                "ms": milliseconds(row),
+                "images/s": f"{row['images_per_second']:.1f}",
+                "% of matmul": f"{100 * row['share_of_matmul_peak']:.0f}",
+                "MiB": mebibytes(row["peak_memory_bytes"]),
+                "speed-up over plain": "" if baseline is None else f"{baseline / row['seconds']:.2f}",
+            }
+        )
+    return pd.DataFrame(table)
+
+
+def claims_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Set ratios of throughput beside the paper's: our network deployed, and in the straightforward form."""
+    table = []
+    for name, ours, other, paper_ours, paper_other in CLAIMS:
+        for run in sorted(set(rows["run"])):
+            speed = rows[rows["run"] == run].set_index(["model", "form"])["images_per_second"]
+            if (ours, "deployed") not in speed.index or (other, "fused") not in speed.index:
+                continue
+            peer = speed.loc[(other, "fused")]
+            # a network at two input sizes: the first, which is timm's own
+            peer = float(peer.iloc[0]) if isinstance(peer, pd.Series) else float(peer)
+            plain = (ours, "plain") in speed.index
+            table.append(
+                {
+                    "ratio of images/s": name,
+                    "paper": "" if paper_other is None else f"{paper_ours / paper_other:.2f}",
+                    "ours, deployed": f"{speed.loc[(ours, 'deployed')] / peer:.2f}",
+                    "ours, plain": f"{speed.loc[(ours, 'plain')] / peer:.2f}" if plain else "",
+                }
+            )
+    return pd.DataFrame(table)
+
+
+def branches_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Make the throughput of training-time networks by branches, each over the bare net's, beside Table 5's."""
+    paper = read_paper()
+    paper = {(r.model, r.kernels): float(r.throughput) for r in paper[paper["table"] == "5"].itertuples()}
+    bare = {(r["model"], r["run"]): r["seconds"] for _, r in rows.iterrows() if not r["kernels"]}
+    table = []
+    for _, row in rows.sort_values("model", kind="stable").iterrows():
+        kernels = tuple(row["kernels"])
+        printed = paper.get((row["model"], kernels))
+        table.append(
+            {
+                "model": row["model"],
+                "branches": branch_label(kernels),
+                "ms": milliseconds(row),
+                "images/s": f"{row['images_per_second']:.1f}",
+                "share of the bare net's": f"{bare[row['model'], row['run']] / row['seconds']:.2f}",
+                "paper images/s": "" if printed is None else f"{printed:.0f}",
+                "paper share": "" if printed is None else f"{printed / paper[row['model'], ()]:.2f}",
+            }
+        )
+    return pd.DataFrame(table).sort_values(["model", "branches"], key=lambda c: c.map(_order), kind="stable")
+
+
+def _order(value: str) -> tuple[int, str]:
+    return (0, "") if value == "none" else (1 + value.count("+"), value)
+
+
+def pairs_table(rows: pd.DataFrame, slow: str) -> pd.DataFrame:
+    """Make the table of things that were measured in two ways, ours and a straightforward one (`slow`)."""
+    keys = [key for key in ("model", "of", "batch_size") if key in rows and rows[key].notna().any()]
+    table = []
+    for names, pair in rows.groupby(keys, sort=False, dropna=False):
+        by_form = {r["form"]: r for _, r in pair.iterrows()}
+        if not {"ours", slow} <= by_form.keys() or by_form["ours"]["run"] != by_form[slow]["run"]:
+            continue
+        ours, other = by_form["ours"], by_form[slow]
+        table.append(
+            {
+                **dict(zip(keys, names, strict=True)),
+                "ours ms": milliseconds(ours),
+                f"{slow} ms": milliseconds(other),
+                "times faster": f"{other['seconds'] / ours['seconds']:.2f}",
+                "ours MiB": mebibytes(ours["peak_memory_bytes"]),
+                f"{slow} MiB": mebibytes(other["peak_memory_bytes"]),
+            }
+        )
+    return pd.DataFrame(table)
+
+
+def scaling_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Make the table of how a set-sharing FC's time and memory grow, with the fitted exponents."""
+    table = []
+    for _, row in rows.iterrows():
+        base = ", ".join(f"{k} {v}" for k, v in row["base"].items() if k != row["of"])
+        for point, seconds, size in zip(row["points"], row["point_seconds"], row["weight_bytes"], strict=True):
+            table.append(
+                {
+                    "growing": row["of"],
+                    "fixed": base,
+                    "value": point,
+                    "ms": f"{1000 * seconds:.3f}",
+                    "weight MiB": mebibytes(size),
+                    "exponent of time": f"{row['exponents']['seconds']:.2f}",
+                    "exponent of memory": f"{row['exponents']['weight_bytes']:.2f}",
+                }
+            )
+    return pd.DataFrame(table)
+
+
+def draw(rows: pd.DataFrame, title: str, stem: Path) -> list[Path]:
+    """Draw the paper's top-1 over our measured throughput, RepMLPNet deployed and plain, and its peers, if any."""
+    paper = read_paper()
+    paper = paper[paper["table"].isin(("2", "3"))]
+    figure, axis = plt.subplots(figsize=(8, 5.5), layout="constrained")
+    for form, colour, marker in (("deployed", "C0", "o"), ("plain", "C1", "s"), ("fused", "grey", "^")):
+        of_form = rows[rows["form"] == form].set_index(["model", "img_size"])
+        points = []
+        # one top-1 a network: the paper's own run where there are several
+        for row in (
+            paper.sort_values("epochs", key=lambda c: c.astype(int)).drop_duplicates(["model", "input"]).itertuples()
+        ):
+            if (row.model, int(row.input)) in of_form.index:
+                speed = float(of_form.loc[(row.model, int(row.input))]["images_per_second"])
+                points.append((speed, row.top1_pct, row.label))
+        if not points:
+            continue
+        name = {"deployed": "RepMLPNet, deployed", "plain": "RepMLPNet, straightforward", "fused": "others (timm)"}[
+            form
+        ]
+        axis.scatter(*zip(*[p[:2] for p in points], strict=True), color=colour, marker=marker, label=name, zorder=3)
+        if form != "plain":
+            for speed, top1, label in points:
+                text = re.sub(r"RepMLPNet-| \(authors' run\)| \+ DeiT-train", "", label)
+                axis.annotate(text, (speed, top1), textcoords="offset points", xytext=(5, 4), fontsize=8)
+    if not axis.collections:
+        plt.close(figure)
+        return []
+    axis.set_xscale("log")
+    axis.set_xlabel("images a second, measured")
+    axis.set_ylabel("top-1 on ImageNet as printed in the paper, %")
+    axis.grid(alpha=0.3, which="both")
+    axis.legend()
+    axis.set_title(title, fontsize=10)
+    return save(figure, stem)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=ROOT / "results")
+    options = parser.parse_args(argv)
+    folder = options.results / "benchmark"
+    records = load(folder)
+    if not len(records):
+        sys.exit(f"error: no records in {folder / 'records'}: run experiments/benchmark.py first")
+    for kind, make in (("inference", inference_table), ("branches", branches_table)):
+        of_kind = records[records["kind"] == kind]
+        for setting, rows in of_kind.groupby(SETTING) if len(of_kind) else ():
+            where = dict(zip(SETTING, setting, strict=True))
+            slug = "_".join(re.sub(r"\W+", "-", str(v)) for v in (where["device"], where["dtype"], where["engine"]))
+            slug += f"_{where['threads']}threads_batch{where['batch_size']}"
+            title = f"{kind.capitalize()}, batch {where['batch_size']}, {where['dtype']}, {where['engine']}"
+            emit(f"{kind}_{slug}", title, note(rows), make(rows), folder)
+            if kind == "inference":
+                claims = claims_table(rows)
+                if len(claims):
+                    emit(
+                        f"claims_{slug}",
+                        f"Ratios of throughput, batch {where['batch_size']}",
+                        note(rows),
+                        claims,
+                        folder,
+                    )
+                for path in draw(
+                    rows, f"{title}; {where['device']}, {where['threads']} threads", folder / f"throughput_{slug}"
+                ):
+                    print(path)
+    for kind, slow in (("training", "plain"), ("merging", "identity"), ("conv_to_fc", "identity")):
+        rows = records[records["kind"] == kind]
+        if len(rows) and len(table := pairs_table(rows, slow)):
+            emit(
+                kind, kind.replace("_", " ").capitalize(), note(rows) + " MiB: on top of what is there.", table, folder
+            )
+    rows = records[records["kind"] == "scaling"]
+    if len(rows):
+        emit("scaling", "Scaling of a merged set-sharing FC, batch 8", note(rows), scaling_table(rows), folder)
+
+
+if __name__ == "__main__":
+    main()
