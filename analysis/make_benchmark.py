@@ -40,7 +40,7 @@ NOTE = (
 
 def load(folder: Path) -> pd.DataFrame:
     """Read the records of the benchmark, one a row."""
-    records = pd.DataFrame([json.loads(path.read_text()) for path in sorted(folder.glob("records/*.json"))])
+    records = pd.DataFrame([json.loads(path.read_text()) for path in sorted(folder.glob("measured/*.json"))])
     for name in ("img_size", "batch_size"):  # kinds that have none must not make floats of the others'
         if name in records:
             records[name] = records[name].astype("Int64")
@@ -220,7 +220,7 @@ def main(argv: list[str] | None = None) -> None:
     folder = options.results / "benchmark"
     records = load(folder)
     if not len(records):
-        sys.exit(f"error: no records in {folder / 'records'}: run experiments/benchmark.py first")
+        sys.exit(f"error: no records in {folder / 'measured'}: run experiments/benchmark.py first")
     for kind, make in (("inference", inference_table), ("branches", branches_table)):
         of_kind = records[records["kind"] == kind]
         for setting, rows in of_kind.groupby(SETTING) if len(of_kind) else ():

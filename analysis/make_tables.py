@@ -174,7 +174,7 @@ def imagenet_table(number: str, records: pd.DataFrame, results: Path) -> pd.Data
         size = int(row.input)
         ours_net = row.model.startswith("repmlpnet")
         by_seed = {
-            r["seed"]: r["top1_pct"]
+            (r["seed"], r.get("processes", 1)): r["top1_pct"]
             for r in records.to_dict("records")
             if (r["data"], r["model"]) == ("imagenet", row.model)
             and r["kernels"] == ([1, 3] if ours_net else [])
@@ -215,7 +215,7 @@ def load_speeds(results: Path) -> pd.DataFrame:
 
     The fastest form of a net counts, but for the train-time one and the straightforward baseline.
     """
-    records = [json.loads(path.read_text()) for path in sorted(results.glob("benchmark/records/*.json"))]
+    records = [json.loads(path.read_text()) for path in sorted(results.glob("benchmark/measured/*.json"))]
     rows = [
         {
             "net": (r["model"], r["img_size"]),
@@ -246,7 +246,7 @@ def paper_table(number: str, records: pd.DataFrame) -> pd.DataFrame:
     for row in paper[paper["table"] == number].itertuples():
         # by seed: two studies may hold the same run
         by_seed = {
-            r["seed"]: r["top1_pct"]
+            (r["seed"], r.get("processes", 1)): r["top1_pct"]
             for r in full
             if (r["data"], r["model"], tuple(r["kernels"])) == (row.data, row.model, row.kernels)
             and tuple(r["share_sets"] or ()) == row.share_sets

@@ -8,7 +8,7 @@
 
 Networks are timed in turn within a round, so that a busy moment hits all; medians and quartiles of the rounds are told.
 `plain` is RepMLPNet written as a published implementation would (plain_net.py). Speed does not depend on the weights,
-which are random. Records go to results/benchmark/records/; `python analysis/make_tables.py` makes the tables of them.
+which are random. Records go to results/benchmark/measured/; `python analysis/make_tables.py` makes the tables of them.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Bench:
         if options["threads"]:
             torch.set_num_threads(options["threads"])
         self.dtype, self.rounds, self.warmup = DTYPES[options["dtype"]], options["rounds"], options["warmup"]
-        self.folder = Path(options["results_dir"]) / "benchmark" / "records"
+        self.folder = Path(options["results_dir"]) / "benchmark" / "measured"
         packages = ("torch", "timm", *(e for e in ("onnxruntime", "openvino") if e == options["engine"]))
         self.common = {
             "device": torch.cuda.get_device_name(self.device) if cuda else f"{platform.machine()} CPU",

@@ -25,6 +25,7 @@ from torch import nn
 
 import repmlp  # noqa: F401  (registers the variants)
 from repmlp.cost import count_macs, count_params, count_params_layers
+from repmlp.results import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 VARIANTS = tuple(f"repmlpnet_{name}" for name in ("t224", "b224", "t256", "b256", "d256", "l256"))
@@ -90,10 +91,7 @@ def main(argv: list[str] | None = None) -> None:
             "device": f"{platform.machine()} CPU",
             "versions": versions,
         }
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        partial = options.out.with_suffix(".partial")
-        partial.write_text(json.dumps(record, indent=1) + "\n")
-        partial.replace(options.out)
+        write_json(options.out, record)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python experiments/evaluate.py checkpoint=outputs/STUDY/KEY/model.safetensors
     python experiments/evaluate.py checkpoint=RepMLPNet-T224.pth data=imagenet data.root=FOLDER precisions=[bf16,int8]
-    python experiments/evaluate.py checkpoint=FILE data=patterns onnx=export/model.onnx out=FILE.json
+    python experiments/evaluate.py checkpoint=FILE data=patterns onnx=FOLDER/export/model.onnx out=FILE.json
 
 int8: exported to ONNX, quantised with scales from training images, run in ONNX Runtime; needs `repmlp[export]`.
 Relative paths are anchored at the repository. Nothing is written but the JSON file that `out` names.
@@ -42,8 +42,7 @@ from repmlp.training.merge_check import compare_merged
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-    from repmlp.data.imagenet import ImageFolderData
-    from repmlp.data.resident import ResidentData
+    from repmlp.data import ImageData
 
 PRECISIONS = ("float32", "bf16", "int8")
 
@@ -104,7 +103,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     packages = ["torch", "timm", *(["onnx", "onnxruntime"] if quantised or config.onnx else [])]
     return {
         "checkpoint": str(config.checkpoint),
-        "data": {name: value for name, value in settings.items() if name not in PATHS},
+        "data": {name: value for name, value in settings.items() if name not in (*PATHS, "n_train", "randaugment")},
         "images": data.n_images[1],
         "rows": rows,
         "merging": metrics,
@@ -173,9 +172,7 @@ def _row(name: str, metrics: Mapping[str, float], suffix: str, disagreements: in
     return {"network": name, **top, "disagreements": disagreements}
 
 
-def _int8(
-    merged: nn.Module, data: ResidentData | ImageFolderData, n: int, threads: int | None
-) -> tuple[InferenceSession, Quantised]:
+def _int8(merged: nn.Module, data: ImageData, n: int, threads: int | None) -> tuple[InferenceSession, Quantised]:
     """Export, quantise with n training images, and open the result; the files are gone afterwards."""
     with tempfile.TemporaryDirectory() as folder:
         exported, small = Path(folder) / "model.onnx", Path(folder) / "int8.onnx"

@@ -58,7 +58,12 @@ def build_timm(
             variant, num_classes=num_classes, kernels=tuple(kernels), inference_mode=inference_mode, **given
         )
     model = timm.create_model(variant, num_classes=num_classes, **given)
-    return inject_locality(model, kernels, inplace=True) if kernels and not inference_mode else model
+    if not kernels or inference_mode:
+        return model
+    try:
+        return inject_locality(model, kernels, inplace=True)
+    except ValueError as error:
+        raise ValueError(f"{variant} takes no branches, use kernels=[]: {error}") from error
 
 
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {"repmlpnet": RepMLPNet, "resmlp": ResMLP, "timm": build_timm}

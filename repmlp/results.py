@@ -43,7 +43,7 @@ PATHS = ("root", "download", "workers", "eval_batch_size")
 NEUTRAL = {
     "model": {"drop_path_rate": 0.0, "arguments": None},
     "recipe": {"mixup": 0.0, "cutmix": 0.0, "ema_decay": 0.0},
-    "data": {"n_eval": None},
+    "data": {"n_eval": None, "label": "imagenet"},
 }
 
 

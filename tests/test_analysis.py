@@ -111,7 +111,7 @@ def test_table_1_is_the_papers_and_shows_measured_merge_errors(tmp_path):
 
 
 def test_throughput_appears_where_it_was_measured(tmp_path):
-    folder = tmp_path / "benchmark/records"
+    folder = tmp_path / "benchmark/measured"
     folder.mkdir(parents=True)
     common = {
         "kind": "inference",

@@ -99,7 +99,7 @@ def measured(tmp_path_factory):
 
 
 def test_command_writes_records(measured):
-    records = [json.loads(path.read_text()) for path in (measured / "benchmark/records").glob("*.json")]
+    records = [json.loads(path.read_text()) for path in (measured / "benchmark/measured").glob("*.json")]
     inference = {r["form"]: r for r in records if r["kind"] == "inference" and r["model"] == "repmlpnet_cifar"}
     assert inference.keys() == set(benchmark.FORMS)
     assert len({r["run"] for r in records}) == 1

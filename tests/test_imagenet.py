@@ -1,6 +1,7 @@
 """Images in folders: what a loader yields for any number of processes, errors; the ImageNet recipe; DDP."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,10 @@ from conftest import command, compose_config
 from PIL import Image
 from torchvision.transforms import v2
 
-from repmlp import build_model
+from repmlp import build_model, load_model
 from repmlp.data.imagenet import ImageFolderData, SharedOrder, eval_transform
 from repmlp.results import config_key, determining
+from repmlp.training import rows
 from repmlp.training.classifier import Classifier
 from repmlp.training.rows import row_key, run_row
 
@@ -126,6 +128,9 @@ def test_holdout_comes_from_the_training_images(folders):
     [
         ({"n_train": 41}, r"data\.n_train=41: there are 40 images"),
         ({"n_eval": 0}, r"data\.n_eval=0: there are 20 images"),
+        ({"holdout": 0.01}, r"0 images to evaluate on: raise data\.holdout"),
+        ({"workers": -1}, r"data\.workers=-1: use a whole number, at least 0"),
+        ({"eval_batch_size": 0}, r"data\.eval_batch_size=0: use a whole number, at least 1"),
         ({"batch_size": 64}, "40 training images are less than one batch of 64: lower recipe.batch_size"),
         ({"randaugment": 31}, r"data\.randaugment=31: use a magnitude from 0 to 30"),
         ({"holdout": 1.0}, r"data\.holdout=1\.0"),
@@ -149,6 +154,19 @@ def test_bad_folders_are_named(folders, tmp_path):
             Image.new("RGB", (8, 8)).save(other / split / name / "0.png")
     with pytest.raises(ValueError, match="'b' is in one of them alone"):
         data(other)
+    alone = tmp_path / "alone"
+    for split in ("train", "val"):
+        (alone / split / "a").mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(alone / split / "a/0.png")
+    with pytest.raises(ValueError, match="has one class only, 'a'"):
+        data(alone)
+
+
+def test_a_part_of_the_images_is_exactly_as_large_as_asked(folders):
+    ours = data(folders, n_train=10, n_eval=6)
+    assert ours.n_images == (10, 6)
+    labels = torch.tensor(ours.train_folder.targets)[ours.train_indices]
+    assert sorted(torch.bincount(labels).tolist()) == [2, 2, 3, 3]
 
 
 # ---- the recipe
@@ -197,8 +215,6 @@ def test_a_foreign_model_gets_branches_and_a_record(folders, tmp_path):
     assert record["model"] == "resmlp_12_224" and record["kernels"] == [1, 3] and record["n_eval"] == 20
     assert record["top1_pct"] == record["top1_merged_pct"] and 0 < record["merge_error"] < 2e-6
     assert [layer["layer"] for layer in record["locality"]] == [f"blocks.{i}.linear_tokens" for i in range(12)]
-    from repmlp import load_model
-
     net, _ = load_model(next(tmp_path.glob("outputs/*/*/model.safetensors")))
     assert any("local_perceptron" in name for name in net.state_dict()) and net.num_classes == 4
 
@@ -207,6 +223,10 @@ def test_a_foreign_model_gets_branches_and_a_record(folders, tmp_path):
     ("change", "words"),
     [
         ("model.variant=resmlp_12_225", "timm has no model 'resmlp_12_225': did you mean"),
+        ("trainer.strategy=fsdp", "trainer.strategy=fsdp: use auto or ddp"),
+        ("trainer.devices=null", "trainer.devices=None: use a whole number, at least 1"),
+        ("recipe.label_smoothing=1.5", "recipe.label_smoothing=1.5: use a number below 1"),
+        ("recipe.batch_size=0", "recipe.batch_size=0: use a whole number, at least 1"),
         ("trainer.devices=0", "trainer.devices=0: use a whole number, at least 1"),
         ("recipe.batch_size=7", "recipe.batch_size=7: mixup pairs the images of a process"),
         ("recipe.mixup=-1", r"recipe.mixup=-1: use a number, not negative"),
@@ -215,6 +235,69 @@ def test_a_foreign_model_gets_branches_and_a_record(folders, tmp_path):
 def test_bad_rows_fail_in_one_line(folders, tmp_path, change, words):
     outcome = run_row(row(folders, tmp_path, change))
     assert outcome.state == "failed" and words.replace("\\", "") in outcome.message and "\n" not in outcome.message
+
+
+def test_an_interrupted_row_goes_on_as_if_nothing_had_happened(folders, tmp_path, monkeypatch):
+    """With worker processes, mixup and averaged weights; then once more after the last epoch, without a record."""
+    overrides = ("recipe.epochs=4", "data.workers=1", "recipe.ema_decay=0.9", "seed=3")
+    interrupted, whole = row(folders, tmp_path / "a", *overrides), row(folders, tmp_path / "b", *overrides)
+
+    def stop(self, trainer, module):
+        if trainer.current_epoch == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(rows.EpochLine, "on_train_epoch_start", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_row(interrupted)
+    records, weights = [], []
+    for config in (interrupted, whole):
+        outcome = run_row(config)
+        assert outcome.state == "finished", outcome.message
+        records.append(json.loads(Path(outcome.message).read_text()))
+        folder = Path(config["output_dir"]) / config["study"] / row_key(config)
+        weights.append(load_model(folder / "model.safetensors")[0].state_dict())
+    assert records[0]["curve"] == records[1]["curve"] and len(records[0]["curve"]) == 4
+    assert all(torch.equal(weights[0][name], value) for name, value in weights[1].items())
+
+    def full_disk(*arguments):
+        raise OSError(28, "No space left on device")
+
+    again = row(folders, tmp_path / "c", *overrides)
+    with monkeypatch.context() as patched:
+        patched.setattr(rows, "write_record", full_disk)
+        assert run_row(again).state == "failed"
+    outcome = run_row(again)
+    assert json.loads(Path(outcome.message).read_text())["top1_pct"] == records[0]["top1_pct"]
+    folder = Path(again["output_dir"]) / again["study"] / row_key(again)
+    found = load_model(folder / "model.safetensors")[0].state_dict()
+    assert all(torch.equal(found[name], value) for name, value in weights[1].items())
+
+
+def test_a_damaged_image_is_named_in_one_line(folders, tmp_path):
+    root = tmp_path / "images"
+    shutil.copytree(folders, root)
+    (root / "train/n2/3.png").write_bytes(b"no picture")
+    for workers in (0, 1):
+        outcome = run_row(row(root, tmp_path, f"data.workers={workers}", "recipe.batch_size=40"))
+        assert outcome.state == "failed" and "\n" not in outcome.message
+        assert outcome.message.startswith(str(root / "train/n2/3.png")), outcome.message
+        assert outcome.message.endswith("is no readable image: replace it or remove it")
+
+
+def test_other_images_are_another_row(folders, tmp_path):
+    config = row(folders, tmp_path, "data.label=noise", "recipe.epochs=1", "recipe.warmup_epochs=0")
+    assert row_key(config) != row_key(row(folders, tmp_path, "recipe.epochs=1", "recipe.warmup_epochs=0"))
+    record = json.loads(Path(run_row(config).message).read_text())
+    assert (record["data"], record["num_classes"]) == ("noise", 4)
+
+
+def test_a_sweep_refuses_several_devices(folders, tmp_path):
+    done = command(
+        *("experiments/ablate.py", "+sweep=locality_imagenet", f"data.root={folders}", "trainer.devices=2"),
+        *(f"results_dir={tmp_path}/r", f"output_dir={tmp_path}/o"),
+    )
+    assert done.returncode == 1 and "a sweep trains each row on one device" in done.stderr
 
 
 def test_settings_that_came_later_leave_older_keys_alone():

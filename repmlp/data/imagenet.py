@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ class ImageFolderData(L.LightningDataModule):
 
     root: folder of train/ and val/. img_size: side of the images in pixels. batch_size: images a step, of all processes
     together; eval_batch_size: the same in evaluation, of one process. randaugment: magnitude out of 30, None for none.
-    workers: processes that decode. n_train, n_eval: use that many images, the same number of each class, None for all.
+    workers: processes that decode. n_train, n_eval: use that many images, of each class its share, None for all.
     holdout: evaluate on this share of the *training* images instead of val/.
     Raises FileNotFoundError where a folder is absent or holds no images; ValueError where train/ and val/ differ in
     their classes, there are fewer images than wanted, or the processes cannot share a batch.
@@ -49,6 +50,9 @@ class ImageFolderData(L.LightningDataModule):
         super().__init__()
         if isinstance(img_size, bool) or not isinstance(img_size, int) or img_size < 1:
             raise ValueError(f"data.img_size={img_size!r}: use a whole number of pixels")
+        for name, value, least in (("workers", workers, 0), ("eval_batch_size", eval_batch_size, 1)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"data.{name}={value!r}: use a whole number, at least {least}")
         if not 0 <= holdout < 1:
             raise ValueError(f"data.holdout={holdout} is no share of the training set: use 0 up to, not including, 1")
         self.root = Path(root).expanduser()
@@ -81,6 +85,8 @@ class ImageFolderData(L.LightningDataModule):
                     f"{self.root}: train/ has {len(classes)} classes and val/ {len(there)}, e.g. {name!r} is in one of "
                     "them alone: both need the same folders"
                 )
+            if len(classes) < 2:
+                raise ValueError(f"{self.root / 'train'} has one class only, {classes[0]!r}: nothing can be learnt")
             self._info = DataInfo(len(classes), self.img_size, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
 
     def setup(self, stage: str | None = None) -> None:
@@ -88,23 +94,27 @@ class ImageFolderData(L.LightningDataModule):
         self.train_indices, self.eval_indices = torch.arange(len(labels)), torch.arange(len(self.eval_folder.targets))
         if self.holdout:
             self.train_indices, self.eval_indices = split_per_class(labels, self.info.num_classes, 1 - self.holdout)
-        self.train_indices = self._first(self.train_indices, self.train_folder, self.n_train, "n_train")
-        self.eval_indices = self._first(self.eval_indices, self.eval_folder, self.n_eval, "n_eval")
+        self.train_indices = self._limit(self.train_indices, self.train_folder, self.n_train, "n_train")
+        self.eval_indices = self._limit(self.eval_indices, self.eval_folder, self.n_eval, "n_eval")
+        if len(self.eval_indices) < _place(self.trainer)[1]:
+            raise ValueError(
+                f"{len(self.eval_indices)} images to evaluate on: raise data.holdout or data.n_eval "
+                "(each process needs one)"
+            )
         if len(self.train_indices) < self.batch_size:
             raise ValueError(
                 f"{len(self.train_indices)} training images are less than one batch of {self.batch_size}: "
                 "lower recipe.batch_size"
             )
 
-    def _first(self, indices: Tensor, folder: ImageFolder, wanted: int | None, name: str) -> Tensor:
-        """Keep the first images of every class, `wanted` in all."""
+    def _limit(self, indices: Tensor, folder: ImageFolder, wanted: int | None, name: str) -> Tensor:
+        """Keep `wanted` images, of each class its share."""
         if wanted is None:
             return indices
-        share = wanted / len(indices)
-        if not 0 < share <= 1:
+        if not 0 < wanted <= len(indices):
             raise ValueError(f"data.{name}={wanted}: there are {len(indices)} images")
         labels = torch.tensor(folder.targets)[indices]
-        return indices[split_per_class(labels, self.info.num_classes, share)[0]]
+        return indices[spread_over_classes(labels, wanted)].sort().values
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled, augmented batches of this process; the last partial batch is dropped."""
@@ -140,7 +150,7 @@ class ImageFolderData(L.LightningDataModule):
 
     def _options(self, **more: bool) -> dict:
         return {
-            "num_workers": self.workers,
+            "num_workers": min(self.workers, os.cpu_count() or 1),
             "persistent_workers": self.workers > 0,
             "pin_memory": torch.cuda.is_available(),
             **more,
@@ -211,7 +221,12 @@ class SeededImages(Dataset):
             torch.manual_seed(derive_seed(self.seed, "image", epoch, index))  # torchvision draws from torch alone
         else:
             index = key
-        image, label = self.folder[index]
+        try:
+            image, label = self.folder[index]
+        except OSError as error:
+            raise ValueError(
+                f"{self.folder.samples[index][0]} is no readable image: replace it or remove it"
+            ) from error
         return self.transform(image), label
 
 

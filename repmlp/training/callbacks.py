@@ -6,6 +6,7 @@ import logging
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from repmlp.locality import kernel_map
@@ -22,13 +23,20 @@ class EpochLine(L.Callback):
         self.on_fit_end(trainer, module)
 
     def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if module.curve:
+        if module.curve and trainer.is_global_zero:
             log.info("%s", format_entry(module.curve[-1], trainer.max_epochs))
 
 
 def format_entry(entry: dict[str, float], epochs: int) -> str:
     parts = [f"{name[:-4]} {value:.2f} %" for name, value in entry.items() if name.endswith("_pct")]
     return f"epoch {entry['epoch'] + 1}/{epochs}: " + ", ".join([f"loss {entry['train_loss']:.3f}", *parts])
+
+
+class AveragedWeights(EMAWeightAveraging):
+    """Lightning's moving average; the network has it in the end even where a run goes on after its last epoch."""
+
+    def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.on_train_end(trainer, module)  # not called where there is nothing left to train
 
 
 class KernelImages(L.Callback):

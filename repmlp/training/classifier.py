@@ -167,7 +167,7 @@ class Classifier(L.LightningModule):
             self.val_metrics.reset()
             self.val_parts.reset()
         self.curve.append(entry)
-        self.log_dict({k: float(v) for k, v in entry.items() if k != "epoch"}, sync_dist=False)
+        self.log_dict({k: float(v) for k, v in entry.items() if k != "epoch"}, rank_zero_only=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["curve"] = self.curve

@@ -30,6 +30,11 @@ def run_job(config: DictConfig) -> None:
         sys.exit(f"{outcome.label}: {outcome.message}" if outcome.state == "failed" else 0)
     hydra_config = HydraConfig.get()
     swept = hydra_config.mode == RunMode.MULTIRUN
+    if swept and plain["trainer"]["devices"] != 1:
+        sys.exit(
+            "error: a sweep trains each row on one device: leave trainer.devices=1, or run the row by itself, "
+            "without -m and +sweep, e.g. with experiments/train.py and the sweep's study=NAME"
+        )
     folder = Path(hydra_config.sweep.dir if swept else hydra_config.run.dir)
     number = hydra_config.job.num if swept else 0
     log.info(progress_line(folder, number, row_label(plain)))
@@ -60,5 +65,6 @@ def run_command(main: Callable[[], None], repository: Path) -> None:
             raise
         sys.exit(f"error: {' '.join(str(error).split())}")
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on from here", file=sys.stderr)
+        if first_process():
+            print("interrupted: the same command goes on from here", file=sys.stderr)
         sys.exit(130)

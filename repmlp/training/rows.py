@@ -26,7 +26,7 @@ from typing import Any
 import lightning as L
 import torch
 from filelock import FileLock, Timeout
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -44,7 +44,7 @@ from repmlp.results import (
     record_path,
     write_record,
 )
-from repmlp.training.callbacks import EpochLine, KernelImages
+from repmlp.training.callbacks import AveragedWeights, EpochLine, KernelImages
 from repmlp.training.classifier import Classifier
 from repmlp.training.merge_check import compare_merged
 
@@ -52,6 +52,7 @@ log = logging.getLogger(__name__)
 
 LISTS = ("kernels", "share_sets", "channels", "blocks")  # fields of `model` that hold lists of whole numbers
 PRECISIONS = ("32-true", "bf16-mixed")
+STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")  # each process runs the command itself
 
 
 @dataclass
@@ -88,7 +89,12 @@ def run_row(config: Mapping[str, Any]) -> Outcome:
     config: model, data, recipe, trainer, seed, sweep, study, results_dir, output_dir, rerun.
     """
     started = time.perf_counter()
-    label, key = row_label(config), row_key(config)
+    label = row_label(config)
+    try:
+        _check_numbers(config)
+    except ValueError as error:
+        return Outcome("failed", label, "", one_line(error))
+    key = row_key(config)
     folder = Path(config["output_dir"]) / config["study"] / key
     try:
         path = record_path(config["results_dir"], config["study"], key)
@@ -109,18 +115,24 @@ def run_row(config: Mapping[str, Any]) -> Outcome:
             folder.mkdir(parents=True, exist_ok=True)
             with open(folder / "error.log", "a") as file:
                 file.write(traceback.format_exc())
-        return Outcome("failed", label, key, one_line(error), time.perf_counter() - started)
+        message = one_line(error)
+        if isinstance(error, RuntimeError) and config["trainer"]["devices"] > 1 and "onnect" in message:
+            message = f"another process of this run failed, see {folder / 'error.log'} and above ({message})"
+        return Outcome("failed", label, key, message, time.perf_counter() - started)
     return Outcome("finished", label, key, str(path), time.perf_counter() - started)
 
 
 def first_process() -> bool:
-    """Say whether this process looks after the run's files; with several devices, Lightning starts the others."""
+    """Say whether this is rank 0, which looks after the run's files; Lightning starts the others."""
     return getattr(rank_zero_only, "rank", 0) in (0, None)
 
 
 def one_line(error: BaseException) -> str:
     """Return an error's message on one line, with its type where the message alone would be a riddle."""
-    text = " ".join(str(error).split())
+    text = str(error)
+    if "Original Traceback" in text:  # from a worker process that loads data: the last line says what it was
+        text = text.strip().splitlines()[-1].removeprefix("ValueError: ")
+    text = " ".join(text.split())
     plain = isinstance(
         error, (ValueError, FileNotFoundError, FloatingPointError, ModuleNotFoundError)
     ) and not isinstance(error, (KeyError, UnicodeError))
@@ -196,7 +208,6 @@ def _train(config: Mapping[str, Any], folder: Path, path: Path) -> None:
     state = git_state()
     if options["threads"]:
         torch.set_num_threads(options["threads"])
-    _check_numbers(config)
     if recipe["epochs"] < 1 or not 0 <= recipe["warmup_epochs"] < recipe["epochs"]:
         raise ValueError(
             f"recipe.epochs={recipe['epochs']}, recipe.warmup_epochs={recipe['warmup_epochs']}: "
@@ -221,7 +232,7 @@ def _train(config: Mapping[str, Any], folder: Path, path: Path) -> None:
     )
     callbacks = [checkpoints, KernelImages(options["kernel_image_every"]), TQDMProgressBar() if bar else EpochLine()]
     if recipe.get("ema_decay"):
-        callbacks.append(EMAWeightAveraging(decay=recipe["ema_decay"]))
+        callbacks.append(AveragedWeights(decay=recipe["ema_decay"]))
     trainer = L.Trainer(
         max_epochs=recipe["epochs"],
         accelerator=_accelerator(options["accelerator"]),
@@ -253,9 +264,10 @@ def _train(config: Mapping[str, Any], folder: Path, path: Path) -> None:
     if options["compile"]:
         net.compile()
     last = folder / "last.ckpt"
-    resumable = _usable_checkpoint(last, classifier, state["commit"] if config["rerun"] else None)
+    done = _epochs_done(last, classifier, state["commit"] if config["rerun"] else None)
     classifier.commit = state["commit"]
-    _fit(trainer, classifier, train_loader, val_loader, last if resumable else None)
+    train_loader.sampler.set_epoch(done)  # workers fetch ahead, before Lightning tells them which epoch it is
+    _fit(trainer, classifier, train_loader, val_loader, last if done else None)
     if not first_process():
         return
 
@@ -269,7 +281,7 @@ def _train(config: Mapping[str, Any], folder: Path, path: Path) -> None:
         "kernels": sorted(config["model"]["kernels"]),
         "share_sets": config["model"].get("share_sets"),
         "global_perceptron": config["model"].get("global_perceptron"),
-        "data": config["data"]["name"],
+        "data": config["data"].get("label", config["data"]["name"]),
         "n_train": n_train,
         "n_eval": n_eval,
         "num_classes": data.info.num_classes,
@@ -323,7 +335,7 @@ def _accelerator(name: str) -> str:
 def _check_numbers(config: Mapping[str, Any]) -> None:
     """Raise ValueError for a setting that is no number or list of numbers, before anything fails on it less clearly."""
     whole = {"seed": config["seed"]} | {
-        f"recipe.{name}": config["recipe"][name] for name in ("epochs", "warmup_epochs", "batch_size")
+        f"recipe.{name}": config["recipe"][name] for name in ("epochs", "warmup_epochs")
     }
     real = {
         f"recipe.{name}": config["recipe"][name]
@@ -332,10 +344,12 @@ def _check_numbers(config: Mapping[str, Any]) -> None:
     for name, value in whole.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
             raise ValueError(f"{name}={value!r}: use a whole number")
-    for name in ("devices", "num_nodes"):
-        value = config["trainer"][name]
+    for part, name in (("trainer", "devices"), ("trainer", "num_nodes"), ("recipe", "batch_size")):
+        value = config[part][name]
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"trainer.{name}={value!r}: use a whole number, at least 1")
+            raise ValueError(f"{part}.{name}={value!r}: use a whole number, at least 1")
+    if config["trainer"]["strategy"] not in STRATEGIES:
+        raise ValueError(f"trainer.strategy={config['trainer']['strategy']}: use {' or '.join(STRATEGIES)}")
     processes = config["trainer"]["devices"] * config["trainer"]["num_nodes"]
     mixes = config["recipe"].get("mixup") or config["recipe"].get("cutmix")
     if mixes and config["recipe"]["batch_size"] % (2 * processes):
@@ -350,6 +364,8 @@ def _check_numbers(config: Mapping[str, Any]) -> None:
     for name, value in real.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
             raise ValueError(f"{name}={value!r}: use a number, not negative")
+        if name in ("recipe.label_smoothing", "recipe.ema_decay") and value >= 1:
+            raise ValueError(f"{name}={value!r}: use a number below 1")
 
 
 def _quieten() -> None:
@@ -380,21 +396,21 @@ def _fit(
         raise KeyboardInterrupt from error
 
 
-def _usable_checkpoint(path: Path, classifier: Classifier, only_commit: str | None) -> bool:
-    """Say whether a run can go on from `path`. A damaged file is set aside with a warning.
+def _epochs_done(path: Path, classifier: Classifier, only_commit: str | None) -> int:
+    """Return after how many epochs a run can go on from `path`, 0 for a fresh start. A damaged file is set aside.
 
     only_commit: set the checkpoint aside too where other code trained it (a row that is to be run again).
     Raises ValueError for the checkpoint of another network.
     """
     if not path.exists():
-        return False
+        return 0
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         state = checkpoint["state_dict"]
     except Exception as error:  # torch.load has no error type of its own for a truncated file
         aside = _set_aside(path)
         log.warning("%s is damaged (%s); set aside as %s, the row is run again", path, one_line(error), aside.name)
-        return False
+        return 0
     try:
         check_state_dict(path, state, classifier.state_dict())
     except ValueError as error:
@@ -402,9 +418,9 @@ def _usable_checkpoint(path: Path, classifier: Classifier, only_commit: str | No
     trained_by = checkpoint.get("commits", [])
     if only_commit and trained_by != [only_commit]:
         log.info("%s was trained by other code; set aside as %s, the row is run again", path, _set_aside(path).name)
-        return False
+        return 0
     log.info("continuing from %s", path)
-    return True
+    return len(checkpoint["curve"])
 
 
 def _published(config: Mapping[str, Any]) -> dict[str, Any]:
