@@ -171,9 +171,26 @@ class DeployedUnit(nn.Module):
         block = block.reshape(n, c, height * width)
         x = x.reshape(n, c, height * width)
         x = x + block if gate is None else torch.addcmul(x, gate.unsqueeze(2), block)
-        # the FFN, on (N, C, H*W): the residual is what the second product is added to
-        hidden = F.gelu(torch.baddbmm(self.ffn1_bias, self.ffn1.expand(n, -1, -1), x))
-        return torch.baddbmm(x, self.ffn2.expand(n, -1, -1), hidden).view(n, c, height, width)
+        return self._ffn(x).view(n, c, height, width)
+
+    def _ffn(self, x: Tensor) -> Tensor:
+        """Return x + FFN(x): (N, C, H*W) -> (N, C, H*W); the residual is what the second product is added to."""
+        n, c, positions = x.shape
+        traced = torch.compiler.is_compiling()  # with a free batch size there is nothing to loop over
+        at_once = n if traced else max(1, _HIDDEN_BYTES // (4 * c * positions * x.element_size()))
+        if traced or at_once >= n or x.device.type != "cpu" or x.requires_grad:
+            hidden = F.gelu(torch.baddbmm(self.ffn1_bias, self.ffn1.expand(n, -1, -1), x))
+            return torch.baddbmm(x, self.ffn2.expand(n, -1, -1), hidden)
+        # A few images at a time, through one buffer that stays in the cache: up to twice as fast on large maps.
+        out = torch.empty_like(x)
+        buffer = x.new_empty(at_once, 4 * c, positions)
+        for start in range(0, n, at_once):
+            part = x[start : start + at_once]
+            hidden = buffer[: len(part)]
+            torch.baddbmm(self.ffn1_bias, self.ffn1.expand(len(part), -1, -1), part, out=hidden)
+            torch.ops.aten.gelu_(hidden)
+            torch.baddbmm(part, self.ffn2.expand(len(part), -1, -1), hidden, out=out[start : start + at_once])
+        return out
 
     def _mix(self, x: Tensor, offset: Tensor) -> Tensor:
         """Return a (W x) + B: (N, C, h, w) -> (N, C/S, S, h*w); offset: B, broadcastable to that."""
@@ -199,6 +216,9 @@ class DeployedUnit(nn.Module):
         # (C/S, S, 1) * (tiles, 1, S, h*w) -> (tiles, C/S, S, h*w) -> (N*tiles, C/S, S, h*w)
         offset = self.shift.view(c // self.share_sets, self.share_sets, 1) * sums + self.bias
         return offset.repeat(n, 1, 1, 1)
+
+
+_HIDDEN_BYTES = 2**24  # of the hidden maps of an FFN that are held at once on a CPU
 
 
 def _frozen(tensor: Tensor, dtype: torch.dtype) -> nn.Parameter:

@@ -1,6 +1,7 @@
 """The deployed form against the train-time net: every map size, zero gammas, no batch norm left."""
 
 import copy
+import sys
 
 import pytest
 import timm
@@ -128,3 +129,13 @@ def test_what_cannot_be_deployed_is_said():
         deploy(RepMLPNet(**NETS["no branches"]).train())
     with pytest.raises(ValueError, match="no head"):
         deploy(timm.create_model("repmlpnet_t224", img_size=32, features_only=True).model.eval())
+
+
+def test_ffn_by_parts_is_the_ffn(monkeypatch):
+    net = trained(**NETS["two stages"])
+    deployed = deploy(net)
+    x = torch.randn(5, 3, 32, 32, dtype=torch.float64)
+    with torch.no_grad():
+        expected = deployed(x)
+        monkeypatch.setattr(sys.modules["repmlp.deploy"], "_HIDDEN_BYTES", 2 * 64 * 256 * 8)  # two images at once
+        torch.testing.assert_close(deployed(x), expected, rtol=1e-12, atol=1e-12)
