@@ -1,7 +1,7 @@
 """Export a trained network: merged, then as weights, with torch.export and as ONNX, each checked against the original.
 
     python experiments/export.py checkpoint=outputs/STUDY/KEY/model.safetensors
-    python experiments/export.py checkpoint=RepMLPNet-T224.pth out=FOLDER threads=1
+    python experiments/export.py checkpoint=RepMLPNet-T224.pth form=deployed out=FOLDER threads=1
 
 Writes model.safetensors (for repmlp.load_model), model.pt2 (torch.export.load) and model.onnx, the batch size free,
 none before all agree with the network as trained. Relative paths are anchored at the repository.
@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
+from repmlp import RepMLPNet, deploy
 from repmlp.export import difference, image_size, onnx_session, run_onnx, to_exported_program, to_onnx
 from repmlp.models import load_model, open_checkpoint, save_model
 from repmlp.training.launch import mistakes_in_one_line, run_command
@@ -58,7 +59,10 @@ def export(config: Mapping[str, Any]) -> str:
     with tempfile.TemporaryDirectory(dir=out, prefix=".partial-") as folder:
         files = {name: Path(folder) / name for name in (WEIGHTS, PROGRAM, ONNX)}
         save_model(files[WEIGHTS], merged, network)
-        program = to_exported_program(model, (height, width), channels)
+        if config["form"] == "deployed" and not isinstance(model, RepMLPNet):
+            raise ValueError(f"form=deployed: {type(model).__name__} has no such form; use merged")
+        traced = deploy(model) if config["form"] == "deployed" else model
+        program = to_exported_program(traced, (height, width), channels)
         torch.export.save(program, files[PROGRAM])
         to_onnx(program, files[ONNX])
         del program
@@ -67,8 +71,11 @@ def export(config: Mapping[str, Any]) -> str:
         networks: dict[str, tuple[Callable[[Tensor], Tensor], Path]] = {
             "as trained, PyTorch": (model, source),
             **reloaded,
-            "merged, torch.export": (torch.export.load(files[PROGRAM]).module(), files[PROGRAM]),
-            "merged, ONNX Runtime": (partial(run_onnx, onnx_session(files[ONNX], config["threads"])), files[ONNX]),
+            f"{config['form']}, torch.export": (torch.export.load(files[PROGRAM]).module(), files[PROGRAM]),
+            f"{config['form']}, ONNX Runtime": (
+                partial(run_onnx, onnx_session(files[ONNX], config["threads"])),
+                files[ONNX],
+            ),
         }
         shape = (channels, height, width)
         milliseconds = latency([run for run, _ in networks.values()], shape, config["rounds"])
@@ -136,6 +143,8 @@ def _check(config: Mapping[str, Any]) -> None:
         values = values if isinstance(values, list) else [values]
         if any(isinstance(v, bool) or not isinstance(v, int) or v < 1 for v in values):
             raise ValueError(f"{name}={config[name]!r}: use whole numbers, 1 or more")
+    if config["form"] not in ("merged", "deployed"):
+        raise ValueError(f"form={config['form']}: use merged or deployed")
     if config["batch_sizes"] == []:
         raise ValueError("batch_sizes=[]: give at least one")
 

@@ -238,6 +238,17 @@ def test_export_command(exported, trained):
     assert_same(train_time, lambda images: run_onnx(session, images))
 
 
+def test_deployed_form_is_exported(trained, tmp_path):
+    done = command(
+        *("experiments/export.py", f"checkpoint={trained}", "form=deployed", f"out={tmp_path}"), "rounds=1", "threads=1"
+    )
+    assert done.returncode == 0, done.stderr
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    assert not any(node.op_type == "BatchNormalization" for node in graph.node)
+    session = onnx_session(tmp_path / "model.onnx")
+    assert_same(load_model(trained)[0], lambda images: run_onnx(session, images))
+
+
 def test_evaluate_command(exported, trained, tmp_path):
     out = tmp_path / "new" / "results.json"
     arguments = ["precisions=[float32,bf16,int8]", "calibration_images=100", f"out={out}"]
