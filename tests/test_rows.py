@@ -273,6 +273,8 @@ def start(config_overrides: list[str], folder: Path) -> subprocess.Popen:
         stderr=subprocess.STDOUT,
         text=True,
         cwd=folder,
+        # a shell that starts the tests in the background lets its children ignore Ctrl-C
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
