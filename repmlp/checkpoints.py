@@ -12,7 +12,7 @@ import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -20,9 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from repmlp.layers import check_kernels
-
-if TYPE_CHECKING:  # repmlpnet.py imports this file
-    from repmlp.repmlpnet import RepMLPNet
+from repmlp.repmlpnet import RepMLPNet
 
 # One row a layer: our name, the authors', mmpretrain's. # is a number; the numbers of a row are the same, in order.
 _NET = (
@@ -176,12 +174,12 @@ def load(path: Path | str) -> RepMLPNet:
     Parameters are float32 whatever the file's dtype: exact for float16 and bfloat16, rounded for float64.
     Raises FileNotFoundError, or ValueError as `read`, `convert` and `config_of` do, with the path.
     """
-    from repmlp.models import build_model
-
     state_dict = read(path)
     try:
         state_dict = convert(state_dict)
-        model = build_model(*config_of(state_dict))
+        config, num_classes, inference_mode = config_of(state_dict)
+        arguments = {name: value for name, value in config.items() if name != "arch"}
+        model = RepMLPNet(**arguments, num_classes=num_classes, inference_mode=inference_mode)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     model.load_state_dict(state_dict)
@@ -313,8 +311,6 @@ def _arguments(weights: _Weights) -> tuple[dict[str, Any], int]:
 
 def _expected_shapes(arguments: Mapping[str, Any], positions: int) -> dict[str, tuple[int, ...]]:
     """Return name and shape of every tensor that the network has, in its order."""
-    from repmlp.repmlpnet import RepMLPNet
-
     # weights hold h*w alone, so any map of as many positions will do: one row of them, in the last stage
     stride = arguments["stem_stride"] * 2 ** (len(arguments["blocks"]) - 1)
     with torch.device("meta"):

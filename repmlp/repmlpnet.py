@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from repmlp.checkpoints import convert
 from repmlp.layers import RepMLPBlock
 
 
@@ -312,6 +311,8 @@ def _statistics_untouched(module: nn.Module) -> Iterator[None]:
 
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Bring weights of any format that `checkpoints.convert` knows into ours; timm calls it with pretrained=True."""
+    from repmlp.checkpoints import convert  # which builds this file's networks to know their shapes
+
     weights = convert(state_dict)
     merged = {
         key: any(name.endswith(".channel_perceptron.bias") for name in names)

@@ -549,3 +549,13 @@ def test_timm_drops_the_classifier_of_other_classes(t224):
         assert model(x).shape == (2, 10)
     assert float((pooled - expected).norm() / expected.norm()) < 1e-12
     assert difference(pretrained(path, num_classes=0).double(), features, net) < 1e-12
+
+
+def test_merged_weights_for_a_train_time_model_are_said():
+    from repmlp.repmlpnet import checkpoint_filter_fn
+
+    merged = RepMLPNet(channels=(8,), blocks=(1,), share_sets=(2,), inference_mode=True)
+    model = RepMLPNet(channels=(8,), blocks=(1,), share_sets=(2,))
+    with pytest.raises(ValueError, match="merged and the model is not: create it with inference_mode=True"):
+        checkpoint_filter_fn(to_official(merged.state_dict()), model)
+    assert checkpoint_filter_fn(to_official(model.state_dict()), model).keys() == model.state_dict().keys()
