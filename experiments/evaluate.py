@@ -99,7 +99,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     if others:
         rows += score(merged, others, data.whole_evaluation())
     for row in rows:
-        row["drop_points"] = rows[1]["top1_pct"] - row["top1_pct"]
+        row["drop_points"] = round(rows[1]["top1_pct"] - row["top1_pct"], 4) + 0.0  # no -0.0
     packages = ["torch", "timm", *(["onnx", "onnxruntime"] if quantised or config.onnx else [])]
     return {
         "checkpoint": str(config.checkpoint),
@@ -155,7 +155,7 @@ def table(results: Mapping[str, Any]) -> str:
     lines = [
         pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True),
         "",
-        f"{results['images']} images of {results['data']['name']}; {results['device']}, "
+        f"{results['images']} images of {results['data'].get('label', results['data']['name'])}; {results['device']}, "
         f"{results['threads']} thread(s), {versions}. drop: points of top-1 below the merged float32 network; "
         f"disagreements: images whose first guess differs from its. "
         f"Merging changed the logits by {results['merging']['merge_error']:.1e} (relative).",

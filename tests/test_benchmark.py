@@ -4,6 +4,7 @@ import importlib
 import json
 import sys
 
+import pandas as pd
 import pytest
 import timm
 import torch
@@ -123,3 +124,32 @@ def test_bad_settings_are_one_line(override, words, tmp_path):
     done = command("experiments/benchmark.py", override, f"results_dir={tmp_path}")
     assert done.returncode == 1 and len(done.stderr.strip().splitlines()) == 1
     assert words in done.stderr, done.stderr
+
+
+def test_tables_are_made_of_the_records(measured):
+    done = command("analysis/make_benchmark.py", f"--results={measured}")
+    assert done.returncode == 0, done.stderr
+    folder = measured / "benchmark"
+    (inference,) = folder.glob("inference_*_batch1.csv")
+    rows = inference.read_text().splitlines()
+    assert len(rows) == 1 + len(benchmark.FORMS) + 1
+    speed_ups = {row.split(",")[2]: row.rsplit(",", 1)[1] for row in rows[1:]}
+    assert speed_ups["plain"] == "1.00" and float(speed_ups["deployed"]) > 0 and speed_ups["fused"] == ""
+    assert "ours ms" in (folder / "training.md").read_text()
+    assert "MiB" in (folder / "conv_to_fc.md").read_text()
+
+
+def test_without_records_the_tables_say_what_to_run(tmp_path):
+    done = command("analysis/make_benchmark.py", f"--results={tmp_path}")
+    assert done.returncode == 1 and "run experiments/benchmark.py first" in done.stderr
+
+
+def test_a_share_is_of_the_bare_net_in_the_same_run():
+    sys.path.insert(0, str(ROOT / "analysis"))
+    make_benchmark = importlib.import_module("make_benchmark")
+    common = {"model": "repmlpnet_cifar", "seconds_quartiles": [1.0, 1.0], "images_per_second": 1.0, "run": "a"}
+    rows = pd.DataFrame([{**common, "kernels": k, "seconds": s} for k, s in (([], 1.0), ([1, 3], 1.25), ([3], 1.0))])
+    table = make_benchmark.branches_table(rows)
+    assert list(table["branches"]) == ["none", "3x3", "1x1+3x3"]
+    assert list(table["share of the bare net's"]) == ["1.00", "1.00", "0.80"]
+    assert list(table["paper share"]) == ["1.00", "0.91", "0.85"]
