@@ -18,6 +18,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from figures import save
 from make_tables import ROOT, emit, read_paper
+from matplotlib.ticker import FuncFormatter
 
 from repmlp.results import branch_label
 
@@ -186,7 +187,9 @@ def draw(rows: pd.DataFrame, title: str, stem: Path) -> list[Path]:
         points = []
         # one top-1 a network: the paper's own run where there are several
         for row in (
-            paper.sort_values("epochs", key=lambda c: c.astype(int)).drop_duplicates(["model", "input"]).itertuples()
+            paper.sort_values("epochs", key=lambda c: c.astype(int), kind="stable")
+            .drop_duplicates(["model", "input"])
+            .itertuples()
         ):
             if (row.model, int(row.input)) in of_form.index:
                 speed = float(of_form.loc[(row.model, int(row.input))]["images_per_second"])
@@ -205,10 +208,13 @@ def draw(rows: pd.DataFrame, title: str, stem: Path) -> list[Path]:
         plt.close(figure)
         return []
     axis.set_xscale("log")
+    axis.margins(x=0.12)
+    for ticks in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
+        ticks(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_xlabel("images a second, measured")
     axis.set_ylabel("top-1 on ImageNet as printed in the paper, %")
     axis.grid(alpha=0.3, which="both")
-    axis.legend()
+    axis.legend(loc="lower left")
     axis.set_title(title, fontsize=10)
     return save(figure, stem)
 
