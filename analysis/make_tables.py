@@ -114,6 +114,7 @@ def timm_counts(name: str, img_size: int) -> tuple[int, int]:
     return count_params_layers(model) if ours else count_params(model), count_macs(model, img_size)
 
 
+@cache
 def structure(name: str) -> dict[str, str]:
     """Read off a variant what Table 1 prints of it: channels, blocks, sizes of maps and share-sets, per stage."""
     with torch.device("meta"):
@@ -169,14 +170,15 @@ def imagenet_table(number: str, records: pd.DataFrame, results: Path) -> pd.Data
     """Make Table 2 or 3: the paper's figures, the released weights' top-1, ours by the full recipe, and our counts."""
     paper = read_paper()
     speeds = load_speeds(results)
+    recorded = [r for r in records.to_dict("records") if r["data"] == "imagenet"]
     rows = []
     for row in paper[paper["table"] == number].itertuples():
         size = int(row.input)
         ours_net = row.model.startswith("repmlpnet")
         by_seed = {
             (r["seed"], r.get("processes", 1)): r["top1_pct"]
-            for r in records.to_dict("records")
-            if (r["data"], r["model"]) == ("imagenet", row.model)
+            for r in recorded
+            if r["model"] == row.model
             and r["kernels"] == ([1, 3] if ours_net else [])
             and r["global_perceptron"] in (None, True)
             and " ".join(map(str, r["share_sets"] or [])) == (structure(row.model)["share_sets"] if ours_net else "")

@@ -16,7 +16,14 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import InterpolationMode, v2
 
-from repmlp.data.resident import DataInfo, EpochSampler, share_of_batch, split_per_class, spread_over_classes
+from repmlp.data.resident import (
+    DataInfo,
+    EpochSampler,
+    check_holdout,
+    share_of_batch,
+    split_per_class,
+    spread_over_classes,
+)
 from repmlp.randomness import derive_seed
 
 
@@ -53,8 +60,7 @@ class ImageFolderData(L.LightningDataModule):
         for name, value, least in (("workers", workers, 0), ("eval_batch_size", eval_batch_size, 1)):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"data.{name}={value!r}: use a whole number, at least {least}")
-        if not 0 <= holdout < 1:
-            raise ValueError(f"data.holdout={holdout} is no share of the training set: use 0 up to, not including, 1")
+        check_holdout(holdout)
         self.root = Path(root).expanduser()
         self.img_size, self.batch_size, self.eval_batch_size = img_size, batch_size, eval_batch_size
         self.seed, self.workers = seed, workers

@@ -166,8 +166,7 @@ class ResidentData(L.LightningDataModule):
         augmentation: Augmentation | None = None,
     ):
         super().__init__()
-        if not 0 <= holdout < 1:
-            raise ValueError(f"data.holdout={holdout} is no share of the training set: use 0 up to, not including, 1")
+        check_holdout(holdout)
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.seed, self.n_train, self.holdout = seed, n_train, holdout
         self.augmentation = augmentation or Augmentation()
@@ -229,6 +228,12 @@ class ResidentData(L.LightningDataModule):
         """n training images (all where there are fewer), spread over the classes, as evaluation would see them."""
         chosen = self.train_set.subset(spread_over_classes(self.train_set.labels, n))
         return ResidentLoader(chosen, self.eval_batch_size, self.info.mean, self.info.std)
+
+
+def check_holdout(holdout: float) -> None:
+    """Raise ValueError for a held-out share of the training set that is none."""
+    if not 0 <= holdout < 1:
+        raise ValueError(f"data.holdout={holdout} is no share of the training set: use 0 up to, not including, 1")
 
 
 def share_of_batch(batch_size: int, processes: int) -> int:

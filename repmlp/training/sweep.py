@@ -20,6 +20,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from repmlp.results import write_json
 from repmlp.training.rows import Outcome, first_process
 
 log = logging.getLogger(__name__)
@@ -69,10 +70,7 @@ def outcomes(folder: Path) -> dict[int, Outcome]:
 
 def note_outcome(folder: Path, number: int, outcome: Outcome) -> None:
     """Write down how row `number` (from 0) ended, in one step, for whoever looks meanwhile."""
-    path = folder / OUTCOMES / f"{number:05d}.json"
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(asdict(outcome)))
-    partial.replace(path)
+    write_json(folder / OUTCOMES / f"{number:05d}.json", asdict(outcome))
 
 
 def progress_line(folder: Path, number: int, label: str) -> str:
