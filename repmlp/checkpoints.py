@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from repmlp.layers import check_kernels
-from repmlp.repmlpnet import RepMLPNet
+from repmlp.repmlpnet import RepMLPNet, checkpoint_filter_fn
 
 # One row a layer: our name, the authors', mmpretrain's. # is a number; the numbers of a row are the same, in order.
 _NET = (
@@ -53,8 +53,9 @@ _FORMATS: dict[str, dict[str, str]] = {
     "official": {ours: official for ours, official, _ in _NAMES} | {"head": "head"},
     "mmpretrain": {ours: f"backbone.{mmpretrain}" for ours, _, mmpretrain in _NAMES} | {"head": "head.fc"},
     "mmpretrain's backbone alone": {ours: mmpretrain for ours, _, mmpretrain in _NAMES},
-    "repmlp": {ours: ours for ours, _, _ in _NAMES} | {"head": "head"},
+    "repmlp": {ours: ours for ours, _, _ in _NAMES} | {name: name for name in ("downsamples.#.expand", "head")},
 }
+_OVERLAPPING = re.compile(r"downsamples\.\d+\.expand\.")
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)|(?<=\.repconv)\d+(?=\.)")
 _POINTWISE = re.compile(r"\.(ffn|global_perceptron)\.fc[12]\.weight$")
 # Raw weights first: they are what the published files hold
@@ -112,9 +113,14 @@ def to_official(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
     """Bring weights of any format that `convert` knows into the authors' names and shapes, to use in their code.
 
     Values, dtypes and form (train-time or merged) are unchanged: convert(to_official(s)) equals convert(s).
-    Raises ValueError as `convert` does, and for a net without Global Perceptrons, which the authors' code has not.
+    Raises ValueError as `convert` does, and for a net without Global Perceptrons or with overlapping embeddings, which
+    the authors' code has not.
     """
     converted = convert(state_dict)
+    if any(_OVERLAPPING.match(ours) for ours in converted):
+        raise ValueError(
+            "a net with overlapping embeddings (embed_kernel) cannot be written: the authors' code has 2x2 ones only"
+        )
     if not any(".global_perceptron." in ours for ours in converted):
         raise ValueError("a net without Global Perceptrons cannot be written: every block of the authors' has one")
     return {
@@ -184,6 +190,33 @@ def load(path: Path | str) -> RepMLPNet:
         raise ValueError(f"{path}: {error}") from error
     model.load_state_dict(state_dict)
     return model.eval()
+
+
+def load_backbone(backbone: RepMLPNet, state_dict: Mapping[str, Any]) -> list[str]:
+    """Load a classifier's weights into a backbone for dense prediction, in place.
+
+    Paper: RepMLPNet Section 5.3, where an ImageNet classifier gets other embeddings between its stages. An embedding
+    of another kind than the weights' stays fresh as a whole: its batch norm would have the statistics of a convolution
+    that is gone. Where the backbone lacks the classifier, the last batch norm or the last stages, they are ignored.
+
+    backbone: any RepMLPNet; of timm's features_only models, the attribute `model`. state_dict: of a whole network, in
+    any format that `convert` knows.
+    Returns the names of the modules that stay fresh: [] or some of "downsamples.0", "downsamples.1", ...
+    Raises TypeError for another kind of model; ValueError, before anything is changed, as `convert` does, where merged
+    weights meet a train-time backbone, and for any other difference, naming the first.
+    """
+    if not isinstance(backbone, RepMLPNet):
+        raise TypeError(f"load_backbone() takes a RepMLPNet itself, no wrapper; got {type(backbone).__name__}")
+    tensors = checkpoint_filter_fn(state_dict, backbone)
+    own = backbone.state_dict()
+    parts = {_part(name) for name in own}
+    there, here = ({name: tuple(t.shape) for name, t in s.items() if _part(name) in parts} for s in (tensors, own))
+    differ = [name for name in dict.fromkeys((*here, *there)) if there.get(name) != here.get(name)]
+    fresh = list(dict.fromkeys(part for part in map(_part, differ) if part.startswith("downsamples.")))
+    if unlike := [name for name in differ if _part(name) not in fresh]:
+        raise ValueError(_why_unlike(unlike[0], there, here, backbone))
+    backbone.load_state_dict({name: own[name] if _part(name) in fresh else tensors[name] for name in own})
+    return fresh
 
 
 class _Weights(NamedTuple):
@@ -306,6 +339,8 @@ def _arguments(weights: _Weights) -> tuple[dict[str, Any], int]:
         "num_classes": len(head[0]) if head and head[0].ndim else 0,
         "inference_mode": any(ours.endswith(".channel_perceptron.bias") for ours in weights.keys),
     }
+    if any(_OVERLAPPING.match(ours) for ours in weights.keys):
+        arguments["embed_kernel"] = weights.shape("downsamples.0.conv.weight", 4)[-1]
     return arguments, positions
 
 
@@ -316,6 +351,31 @@ def _expected_shapes(arguments: Mapping[str, Any], positions: int) -> dict[str, 
     with torch.device("meta"):
         net = RepMLPNet(img_size=(stride, stride * positions), **arguments)
     return {ours: tuple(tensor.shape) for ours, tensor in net.state_dict().items()}
+
+
+def _part(ours: str) -> str:
+    """Return the part of the network that a tensor belongs to: "stem", "stages.0", "downsamples.0", "norm", "head"."""
+    return re.match(r"(stages|downsamples)\.\d+|\w+", ours)[0]
+
+
+def _why_unlike(
+    name: str, there: Mapping[str, tuple[int, ...]], here: Mapping[str, tuple[int, ...]], backbone: RepMLPNet
+) -> str:
+    """Say what to do about weights whose tensor `name` is not the backbone's; there, here: shapes by our names."""
+    if name not in there or name not in here:
+        difference = f"{name} is missing {'there' if name not in there else 'here'}"
+    else:
+        difference = f"{name} is {there[name]} there and {here[name]} here"
+        # (S, h*w, h*w): the same layer of a network for another image size
+        if name.endswith(".channel_perceptron.weight") and there[name][0] == here[name][0]:
+            side = math.isqrt(there[name][1])
+            stride = backbone.feature_info[int(name.split(".")[1])]["reduction"]
+            size = f"img_size={side * stride}" if side**2 == there[name][1] else "the img_size of the weights"
+            return f"{difference}: build the backbone with {size}, or repmlp.resize the classifier first"
+    return (
+        f"{difference}: build the backbone with the arguments of the weights' network, which "
+        "repmlp.checkpoints.config_of(weights) tells; embed_kernel alone may be another"
+    )
 
 
 def _why_unreadable(path: Path, error: Exception) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from repmlp.inject import fuse_bn
 from repmlp.layers import batch_norm_stats, cut_into_tiles, join_tiles
-from repmlp.repmlpnet import ConvBNReLU, RepMLPNet, RepMLPNetUnit
+from repmlp.repmlpnet import ConvBNReLU, OverlappingEmbedding, RepMLPNet, RepMLPNetUnit
 
 
 def deploy(model: RepMLPNet) -> DeployedRepMLPNet:
@@ -42,7 +42,7 @@ class DeployedRepMLPNet(nn.Module):
         super().__init__()
         self.img_size, self.in_chans = model.img_size, model.in_chans
         self.num_classes, self.num_features = model.num_classes, model.num_features
-        self.stem = Embedding(model.stem, carried=None)
+        self.stem = Embedding(model.stem, torch.zeros_like(model.stem.conv.weight[0, :, 0, 0], dtype=torch.float64))
         self.downsamples = nn.ModuleList()
         self.stages = nn.ModuleList()
         carried = _zeros_like_channels(model.stem)
@@ -80,30 +80,26 @@ class DeployedRepMLPNet(nn.Module):
 
 
 class Embedding(nn.Module):
-    """A k x k convolution with stride k and ReLU: the stem or a down-sampling, with its batch norm folded.
+    """A convolution with stride and ReLU: the stem or a down-sampling, with its batch norm folded.
 
-    carried: (C,) float64, what every position of the input lacks of the true map, None for nothing.
+    An overlapping one keeps its two parts. carried: (C,) float64, what every position of the input lacks of the true
+    map.
     """
 
-    def __init__(self, embedding: ConvBNReLU, carried: Tensor | None):
+    def __init__(self, embedding: ConvBNReLU | OverlappingEmbedding, carried: Tensor):
         super().__init__()
-        conv = embedding.conv
-        kernel, bias = fuse_bn(conv.weight.detach(), None, batch_norm_stats(embedding.norm), torch.float64)
-        if carried is not None:
+        kernel, bias = fuse_bn(embedding.conv.weight.detach(), None, batch_norm_stats(embedding.norm), torch.float64)
+        self.expand = None
+        if isinstance(embedding, OverlappingEmbedding):
+            # what the map lacks has to be there before the depth-wise convolution puts zeros round it
+            expand = embedding.expand.weight.detach().double()
+            self.expand = _conv_like(embedding.expand, expand, expand.flatten(1) @ carried)
+        else:
             bias = bias + kernel.sum(dim=(2, 3)) @ carried
-        self.conv = nn.Conv2d(
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size,
-            conv.stride,
-            device=kernel.device,
-            dtype=conv.weight.dtype,
-        )
-        _fill(self.conv.weight, kernel)
-        _fill(self.conv.bias, bias)
+        self.conv = _conv_like(embedding.conv, kernel, bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.conv(x))
+        return F.relu(self.conv(x if self.expand is None else self.expand(x)))
 
 
 class DeployedUnit(nn.Module):
@@ -225,7 +221,24 @@ def _frozen(tensor: Tensor, dtype: torch.dtype) -> nn.Parameter:
     return nn.Parameter(tensor.detach().to(dtype).contiguous(), requires_grad=False)
 
 
-def _zeros_like_channels(embedding: ConvBNReLU) -> Tensor:
+def _conv_like(conv: nn.Conv2d, weight: Tensor, bias: Tensor) -> nn.Conv2d:
+    """Return a frozen convolution of the same kind with other numbers, rounded once."""
+    new = nn.Conv2d(
+        conv.in_channels,
+        conv.out_channels,
+        conv.kernel_size,
+        conv.stride,
+        conv.padding,
+        groups=conv.groups,
+        device=weight.device,
+        dtype=conv.weight.dtype,
+    )
+    _fill(new.weight, weight)
+    _fill(new.bias, bias)
+    return new
+
+
+def _zeros_like_channels(embedding: ConvBNReLU | OverlappingEmbedding) -> Tensor:
     """Return (C,) float64 zeros: after a ReLU nothing is carried."""
     return torch.zeros(embedding.conv.out_channels, dtype=torch.float64, device=embedding.conv.weight.device)
 

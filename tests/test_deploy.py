@@ -24,6 +24,11 @@ NETS = {
     "three kernels": {"channels": (16,), "blocks": (3,), "share_sets": (2,), "kernels": (1, 3, 5)},
     "no branches": {"channels": (8, 16), "blocks": (1, 2), "share_sets": (1, 2), "kernels": ()},
     "not square": {"img_size": (16, 24), "channels": (8, 16), "blocks": (1, 1), "share_sets": (2, 4)},
+    "3x3 embeddings": {"channels": (8, 16, 32), "blocks": (1, 2, 1), "share_sets": (2, 4, 8), "embed_kernel": 3},
+    "5x5 embeddings, no Global Perceptron": {
+        "channels": (8, 16, 32), "blocks": (1, 1, 1), "share_sets": (8, 2, 1), "embed_kernel": 5,
+        "global_perceptron": False,
+    },
     "no classifier": {"channels": (8,), "blocks": (1,), "share_sets": (2,), "num_classes": 0},
 }  # fmt: skip
 
