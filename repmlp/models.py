@@ -17,6 +17,7 @@ from repmlp import checkpoints
 from repmlp.layers import SetSharingFC
 from repmlp.repmlpnet import RepMLPNet
 from repmlp.resmlp import ResMLP
+from repmlp.segmentation import build_upernet
 from repmlp.universal import InjectedLinear, inject_locality
 
 SPATIAL_LAYERS = (SetSharingFC, InjectedLinear)  # layers over a map that have branches, `size` and `merged()`
@@ -66,15 +67,20 @@ def build_timm(
         raise ValueError(f"{variant} takes no branches, use kernels=[]: {error}") from error
 
 
-ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {"repmlpnet": RepMLPNet, "resmlp": ResMLP, "timm": build_timm}
+ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
+    "repmlpnet": RepMLPNet,
+    "resmlp": ResMLP,
+    "timm": build_timm,
+    "upernet": build_upernet,
+}
 
 
 def build_model(config: Mapping[str, Any], num_classes: int = 100, inference_mode: bool = False) -> nn.Module:
     """Build the network that `config` describes: {"arch": one of ARCHITECTURES, ...its arguments}.
 
-    "name" is a label and not looked at. Raises ValueError for an unknown architecture or argument.
+    "name" is a label and "backbone" says which weights it started from; neither is looked at. Raises ValueError for an unknown architecture or argument.
     """
-    arguments = {key: value for key, value in config.items() if key not in ("name", "arch")}
+    arguments = {key: value for key, value in config.items() if key not in ("name", "arch", "backbone")}
     arch = config.get("arch")
     if arch not in ARCHITECTURES:
         raise ValueError(f"unknown architecture {arch!r}: use one of {', '.join(ARCHITECTURES)}")

@@ -16,10 +16,14 @@ if TYPE_CHECKING:
 REQUIRED = frozenset(
     (
         *("study", "sweep", "model", "kernels", "share_sets", "global_perceptron", "data", "n_train", "seed", "epochs"),
-        *("batch_size", "top1_pct", "top5_pct", "top1_merged_pct", "merge_error", "params", "macs", "train_seconds"),
-        *("images_per_second", "device", "threads", "versions", "commit", "dirty", "config", "curve"),
+        *("batch_size", "merge_error", "params", "macs", "train_seconds", "images_per_second", "device", "threads"),
+        *("versions", "commit", "dirty", "config", "curve"),
     )
 )
+MEASURED = {  # what a record of each task has to hold besides
+    "classification": frozenset(("top1_pct", "top5_pct", "top1_merged_pct")),
+    "segmentation": frozenset(("miou_pct", "pixel_accuracy_pct", "class_iou_pct", "miou_merged_pct")),
+}
 
 
 class BadRecord(ValueError):
@@ -41,7 +45,7 @@ def branch_label(kernels: Iterable[int]) -> str:
 PATHS = ("root", "download", "workers", "eval_batch_size")
 # Settings that came later, at the value that changes nothing: left out, so that older records keep their keys.
 NEUTRAL = {
-    "model": {"drop_path_rate": 0.0, "arguments": None},
+    "model": {"drop_path_rate": 0.0, "arguments": None, "backbone": None},
     "recipe": {"mixup": 0.0, "cutmix": 0.0, "ema_decay": 0.0},
     "data": {"n_eval": None, "label": "imagenet"},
 }
@@ -90,7 +94,7 @@ def write_record(path: Path, record: Mapping[str, Any]) -> None:
 
     Raises BadRecord where a required field is missing; OSError where the disk is full (the old record survives).
     """
-    missing = REQUIRED - record.keys()
+    missing = _required(record) - record.keys()
     if missing:
         raise BadRecord(f"a record needs the fields {', '.join(sorted(missing))}")
     write_json(path, record)
@@ -117,14 +121,19 @@ def read_record(path: Path) -> dict[str, Any]:
         record = json.loads(path.read_text())
     except ValueError as error:  # a JSON or UTF-8 error
         raise BadRecord(f"{path} is no whole record: {error}") from error
-    missing = REQUIRED - record.keys() if isinstance(record, dict) else REQUIRED
+    missing = _required(record) - record.keys() if isinstance(record, dict) else REQUIRED
     if missing:
         raise BadRecord(f"{path} is no whole record: it lacks {', '.join(sorted(missing))}")
     return record
 
 
-def load_records(results_dir: Path | str, study: str | None = None) -> pd.DataFrame:
-    """Read all records below a results folder, or those of one study, as a DataFrame, one run a row.
+def _required(record: Mapping[str, Any]) -> frozenset[str]:
+    """Return the fields that a record has to have; records older than segmentation do not name their task."""
+    return REQUIRED | MEASURED.get(record.get("task", "classification"), frozenset(("task",)))
+
+
+def load_records(results_dir: Path | str, study: str | None = None, task: str = "classification") -> pd.DataFrame:
+    """Read all records of a task below a results folder, or those of one study, as a DataFrame, one run a row.
 
     A damaged record is named in a warning and left out. Columns: the fields of the records and `key`.
     """
@@ -134,7 +143,10 @@ def load_records(results_dir: Path | str, study: str | None = None) -> pd.DataFr
     rows = []
     for path in sorted(root.glob(f"{study or '*'}/records/*.json")):
         try:
-            rows.append({**read_record(path), "key": path.stem})
+            record = read_record(path)
         except BadRecord as error:
             warnings.warn(f"left out: {error} (run its sweep again)", stacklevel=2)
+            continue
+        if record.get("task", "classification") == task:
+            rows.append({**record, "key": path.stem})
     return pd.DataFrame(rows)

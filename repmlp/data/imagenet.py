@@ -20,6 +20,7 @@ from repmlp.data.resident import (
     DataInfo,
     EpochSampler,
     check_holdout,
+    place,
     share_of_batch,
     split_per_class,
     spread_over_classes,
@@ -27,17 +28,120 @@ from repmlp.data.resident import (
 from repmlp.randomness import derive_seed
 
 
-class ImageFolderData(L.LightningDataModule):
+class DecodedData(L.LightningDataModule):
+    """Base of the sets whose images worker processes decode, one by one, as they are asked for.
+
+    A subclass sets train_indices and eval_indices in setup(), then calls check_amounts(); it gives items(train), the
+    data set that both index, whose training items are asked for by (epoch, index).
+
+    batch_size: images a step, of all processes together; eval_batch_size: the same in evaluation, of one process.
+    seed: of order and augmentation. workers: processes that decode. n_train, n_eval: use that many images, None for
+    all. holdout: evaluate on this share of the *training* images.
+    Raises ValueError for settings that are none, for fewer images than wanted, and where the processes cannot share a
+    batch.
+    """
+
+    train_indices: Tensor
+    eval_indices: Tensor
+
+    def __init__(
+        self,
+        batch_size: int,
+        *,
+        seed: int,
+        eval_batch_size: int,
+        workers: int,
+        n_train: int | None,
+        n_eval: int | None,
+        holdout: float,
+    ):
+        super().__init__()
+        for name, value, least in (("workers", workers, 0), ("eval_batch_size", eval_batch_size, 1)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"data.{name}={value!r}: use a whole number, at least {least}")
+        check_holdout(holdout)
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.seed, self.workers = seed, workers
+        self.n_train, self.n_eval, self.holdout = n_train, n_eval, holdout
+
+    @property
+    def n_images(self) -> tuple[int, int]:
+        """Return how many images are used for training and for evaluation, once set up."""
+        return len(self.train_indices), len(self.eval_indices)
+
+    def items(self, train: bool) -> Dataset:
+        """Return the images of training, augmented, or of evaluation, with their labels."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what its images are")
+
+    def limit(self, indices: Tensor, labels: Tensor, name: str) -> Tensor:
+        """Keep as many images as the setting `name` says, of each class its share, evenly spaced.
+
+        labels: of all images, not of `indices` alone. Raises ValueError where there are fewer images.
+        """
+        wanted = getattr(self, name)
+        if wanted is None:
+            return indices
+        if type(wanted) is not int or not 0 < wanted <= len(indices):
+            raise ValueError(f"data.{name}={wanted}: there are {len(indices)} images")
+        return indices[spread_over_classes(labels[indices], wanted)].sort().values
+
+    def check_amounts(self) -> None:
+        """Raise ValueError where there are too few images to train or to evaluate on."""
+        if len(self.eval_indices) < place(self.trainer)[1]:
+            raise ValueError(
+                f"{len(self.eval_indices)} images to evaluate on: raise data.holdout or data.n_eval "
+                "(each process needs one)"
+            )
+        if len(self.train_indices) < self.batch_size:
+            raise ValueError(
+                f"{len(self.train_indices)} training images are less than one batch of {self.batch_size}: "
+                "lower recipe.batch_size"
+            )
+
+    def train_dataloader(self) -> DataLoader:
+        """Shuffled, augmented batches of this process; the last partial batch is dropped."""
+        rank, world = place(self.trainer)
+        order = SharedOrder(self.train_indices, self.batch_size, self.seed, rank, world)
+        return DataLoader(
+            self.items(train=True),
+            share_of_batch(self.batch_size, world),
+            sampler=order,
+            **self._options(drop_last=True),
+        )
+
+    def val_dataloader(self) -> DataLoader:
+        """All images of evaluation, in order; each process takes its share, in the same number of batches."""
+        return self._evaluation(*place(self.trainer))
+
+    def whole_evaluation(self) -> DataLoader:
+        """All images of evaluation for one process alone."""
+        return self._evaluation(0, 1)
+
+    def _evaluation(self, rank: int, world: int) -> DataLoader:
+        most = -(-len(self.eval_indices) // world)
+        batches = -(-most // self.eval_batch_size)
+        # nearly equal batches: processes with a different number of them would wait for each other for ever
+        shares = [share.tolist() for share in self.eval_indices[rank::world].tensor_split(batches) if len(share)]
+        return DataLoader(self.items(train=False), batch_sampler=shares, **self._options())
+
+    def _options(self, **more: bool) -> dict:
+        return {
+            "num_workers": min(self.workers, os.cpu_count() or 1),
+            "persistent_workers": self.workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+            **more,
+        }
+
+
+class ImageFolderData(DecodedData):
     """Folders of images, decoded by worker processes, transformed as the paper does for ImageNet.
 
     Paper: RepMLPNet Section 5.1; see train_transform and eval_transform.
 
-    root: folder of train/ and val/. img_size: side of the images in pixels. batch_size: images a step, of all processes
-    together; eval_batch_size: the same in evaluation, of one process. randaugment: magnitude out of 30, None for none.
-    workers: processes that decode. n_train, n_eval: use that many images, of each class its share, None for all.
-    holdout: evaluate on this share of the *training* images instead of val/.
+    root: folder of train/ and val/. img_size: side of the images in pixels. randaugment: magnitude out of 30, None for
+    none. n_train, n_eval: of each class its share. holdout: of each class, instead of val/. The rest: see DecodedData.
     Raises FileNotFoundError where a folder is absent or holds no images; ValueError where train/ and val/ differ in
-    their classes, there are fewer images than wanted, or the processes cannot share a batch.
+    their classes.
     """
 
     def __init__(
@@ -54,18 +158,19 @@ class ImageFolderData(L.LightningDataModule):
         n_eval: int | None = None,
         holdout: float = 0.0,
     ):
-        super().__init__()
         if isinstance(img_size, bool) or not isinstance(img_size, int) or img_size < 1:
             raise ValueError(f"data.img_size={img_size!r}: use a whole number of pixels")
-        for name, value, least in (("workers", workers, 0), ("eval_batch_size", eval_batch_size, 1)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"data.{name}={value!r}: use a whole number, at least {least}")
-        check_holdout(holdout)
+        super().__init__(
+            batch_size,
+            seed=seed,
+            eval_batch_size=eval_batch_size,
+            workers=workers,
+            n_train=n_train,
+            n_eval=n_eval,
+            holdout=holdout,
+        )
         self.root = Path(root).expanduser()
-        self.img_size, self.batch_size, self.eval_batch_size = img_size, batch_size, eval_batch_size
-        self.seed, self.workers = seed, workers
-        self.n_train, self.n_eval, self.holdout = n_train, n_eval, holdout
-        self.randaugment = randaugment
+        self.img_size, self.randaugment = img_size, randaugment
         self._info: DataInfo | None = None
 
     @property
@@ -74,11 +179,6 @@ class ImageFolderData(L.LightningDataModule):
         if self._info is None:
             self.prepare_data()
         return self._info
-
-    @property
-    def n_images(self) -> tuple[int, int]:
-        """Return how many images are used for training and for evaluation, once set up."""
-        return len(self.train_indices), len(self.eval_indices)
 
     def prepare_data(self) -> None:
         if self._info is None:
@@ -96,48 +196,18 @@ class ImageFolderData(L.LightningDataModule):
             self._info = DataInfo(len(classes), self.img_size, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
 
     def setup(self, stage: str | None = None) -> None:
-        labels = torch.tensor(self.train_folder.targets)
-        self.train_indices, self.eval_indices = torch.arange(len(labels)), torch.arange(len(self.eval_folder.targets))
+        labels, eval_labels = (torch.tensor(folder.targets) for folder in (self.train_folder, self.eval_folder))
+        self.train_indices, self.eval_indices = torch.arange(len(labels)), torch.arange(len(eval_labels))
         if self.holdout:
             self.train_indices, self.eval_indices = split_per_class(labels, self.info.num_classes, 1 - self.holdout)
-        self.train_indices = self._limit(self.train_indices, self.train_folder, self.n_train, "n_train")
-        self.eval_indices = self._limit(self.eval_indices, self.eval_folder, self.n_eval, "n_eval")
-        if len(self.eval_indices) < _place(self.trainer)[1]:
-            raise ValueError(
-                f"{len(self.eval_indices)} images to evaluate on: raise data.holdout or data.n_eval "
-                "(each process needs one)"
-            )
-        if len(self.train_indices) < self.batch_size:
-            raise ValueError(
-                f"{len(self.train_indices)} training images are less than one batch of {self.batch_size}: "
-                "lower recipe.batch_size"
-            )
+        self.train_indices = self.limit(self.train_indices, labels, "n_train")
+        self.eval_indices = self.limit(self.eval_indices, eval_labels, "n_eval")
+        self.check_amounts()
 
-    def _limit(self, indices: Tensor, folder: ImageFolder, wanted: int | None, name: str) -> Tensor:
-        """Keep `wanted` images, of each class its share."""
-        if wanted is None:
-            return indices
-        if not 0 < wanted <= len(indices):
-            raise ValueError(f"data.{name}={wanted}: there are {len(indices)} images")
-        labels = torch.tensor(folder.targets)[indices]
-        return indices[spread_over_classes(labels, wanted)].sort().values
-
-    def train_dataloader(self) -> DataLoader:
-        """Shuffled, augmented batches of this process; the last partial batch is dropped."""
-        rank, world = _place(self.trainer)
-        order = SharedOrder(self.train_indices, self.batch_size, self.seed, rank, world)
-        images = SeededImages(self.train_folder, train_transform(self.img_size, self.randaugment), self.seed)
-        return DataLoader(
-            images, share_of_batch(self.batch_size, world), sampler=order, **self._options(drop_last=True)
-        )
-
-    def val_dataloader(self) -> DataLoader:
-        """All images of evaluation, in order; each process takes its share, in the same number of batches."""
-        return self._evaluation(*_place(self.trainer))
-
-    def whole_evaluation(self) -> DataLoader:
-        """All images of evaluation for one process alone."""
-        return self._evaluation(0, 1)
+    def items(self, train: bool) -> SeededImages:
+        if train:
+            return SeededImages(self.train_folder, train_transform(self.img_size, self.randaugment), self.seed)
+        return SeededImages(self.eval_folder, eval_transform(self.img_size), self.seed)
 
     def calibration(self, n: int) -> DataLoader:
         """n training images (all where there are fewer), spread over the classes, as evaluation would see them."""
@@ -145,22 +215,6 @@ class ImageFolderData(L.LightningDataModule):
         chosen = self.train_indices[spread_over_classes(labels, n)].tolist()
         images = SeededImages(self.train_folder, eval_transform(self.img_size), self.seed)
         return DataLoader(images, self.eval_batch_size, sampler=chosen, **self._options())
-
-    def _evaluation(self, rank: int, world: int) -> DataLoader:
-        most = -(-len(self.eval_indices) // world)
-        batches = -(-most // self.eval_batch_size)
-        # nearly equal batches: processes with a different number of them would wait for each other for ever
-        shares = [share.tolist() for share in self.eval_indices[rank::world].tensor_split(batches) if len(share)]
-        images = SeededImages(self.eval_folder, eval_transform(self.img_size), self.seed)
-        return DataLoader(images, batch_sampler=shares, **self._options())
-
-    def _options(self, **more: bool) -> dict:
-        return {
-            "num_workers": min(self.workers, os.cpu_count() or 1),
-            "persistent_workers": self.workers > 0,
-            "pin_memory": torch.cuda.is_available(),
-            **more,
-        }
 
 
 def train_transform(img_size: int, randaugment: int | None) -> Callable[[Image.Image], Tensor]:
@@ -175,16 +229,17 @@ def train_transform(img_size: int, randaugment: int | None) -> Callable[[Image.I
             raise ValueError(f"data.randaugment={randaugment!r}: use a magnitude from 0 to 30, or null for none")
         grey = [round(255 * mean) for mean in IMAGENET_DEFAULT_MEAN]
         steps.append(v2.RandAugment(2, randaugment, interpolation=InterpolationMode.BILINEAR, fill=grey))
-    return v2.Compose([*steps, *_to_tensor()])
+    return v2.Compose([*steps, *to_tensor()])
 
 
 def eval_transform(img_size: int) -> Callable[[Image.Image], Tensor]:
     """Return the released script's evaluation: shorter side to img_size, middle cropped, normalised."""
     resize = v2.Resize(img_size, interpolation=InterpolationMode.BICUBIC)
-    return v2.Compose([resize, v2.CenterCrop(img_size), *_to_tensor()])
+    return v2.Compose([resize, v2.CenterCrop(img_size), *to_tensor()])
 
 
-def _to_tensor() -> list[Any]:
+def to_tensor() -> list[Any]:
+    """Return the last steps of every transform: an image -> (3, H, W) float32, normalised."""
     normalise = v2.Normalize(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
     return [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), normalise]
 
@@ -234,11 +289,6 @@ class SeededImages(Dataset):
                 f"{self.folder.samples[index][0]} is no readable image: replace it or remove it"
             ) from error
         return self.transform(image), label
-
-
-def _place(trainer: L.Trainer | None) -> tuple[int, int]:
-    """Return the number of this process and how many there are."""
-    return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
 
 
 def _open(path: Path) -> ImageFolder:

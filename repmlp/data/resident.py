@@ -203,7 +203,7 @@ class ResidentData(L.LightningDataModule):
         self.eval_set = ImageSet(test.images.to(device), test.labels.to(device))
 
     def train_dataloader(self) -> ResidentLoader:
-        rank, world_size = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+        rank, world_size = place(self.trainer)
         return ResidentLoader(
             self.train_set,
             self.batch_size,
@@ -234,6 +234,11 @@ def check_holdout(holdout: float) -> None:
     """Raise ValueError for a held-out share of the training set that is none."""
     if not 0 <= holdout < 1:
         raise ValueError(f"data.holdout={holdout} is no share of the training set: use 0 up to, not including, 1")
+
+
+def place(trainer: L.Trainer | None) -> tuple[int, int]:
+    """Return the number of this process and how many there are."""
+    return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
 
 
 def share_of_batch(batch_size: int, processes: int) -> int:

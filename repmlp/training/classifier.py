@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Mapping
 from typing import Any
 
-import lightning as L
-import numpy as np
-import torch
 import torch.nn.functional as F
 from timm.data import Mixup
-from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 from torchmetrics import Accuracy, MeanMetric, MetricCollection
 
-from repmlp.randomness import derive_seed
-from repmlp.training.schedule import cosine_with_warmup
+from repmlp.training.module import RecipeModule
 
 
 def accuracy_metrics(num_classes: int, **kwargs: Any) -> MetricCollection:
@@ -56,17 +49,13 @@ class PartAccuracy(nn.Module):
             mean.reset()
 
 
-class Classifier(L.LightningModule):
-    """Cross-entropy training with AdamW, cosine schedule by step, warm-up, label smoothing, mixup and CutMix.
+class Classifier(RecipeModule):
+    """Cross-entropy training of a classifier, with label smoothing, mixup and CutMix.
 
-    Paper: RepMLPNet Section 5.1-5.2. No weight decay on biases and one-dimensional parameters.
+    Paper: RepMLPNet Section 5.1-5.2.
 
-    net: the network. recipe: epochs, warmup_epochs, lr_per_256, weight_decay, betas, clip_norm, label_smoothing,
-    batch_size (of all processes together); mixup and cutmix (alphas, each batch one of the two) where they are wanted.
-    steps_per_epoch: optimizer steps. num_classes: K. parts: see PartAccuracy. seed: of the run.
-    `curve` holds one entry an epoch and is kept in checkpoints, as are `train_seconds` (evaluation not counted) and
-    `commits`, the versions of the code that trained: `commit` is added to them when training starts or goes on.
-    Raises FloatingPointError at the end of an epoch whose loss is not finite.
+    net, recipe, steps_per_epoch, seed: see RecipeModule; the recipe also has label_smoothing, and mixup and cutmix
+    (alphas, each batch one of the two) where they are wanted. num_classes: K. parts: see PartAccuracy.
     """
 
     def __init__(
@@ -78,11 +67,7 @@ class Classifier(L.LightningModule):
         parts: Mapping[str, Tensor] | None = None,
         seed: int = 0,
     ):
-        super().__init__()
-        self.net = net
-        self.recipe = dict(recipe)
-        self.steps_per_epoch = steps_per_epoch
-        self.seed = seed
+        super().__init__(net, recipe, steps_per_epoch, seed)
         self.mixup = None
         if recipe.get("mixup") or recipe.get("cutmix"):
             self.mixup = Mixup(
@@ -93,44 +78,9 @@ class Classifier(L.LightningModule):
             )
         self.val_metrics = accuracy_metrics(num_classes)
         self.val_parts = PartAccuracy(parts or {})
-        self.train_loss = MeanMetric(nan_strategy="disable")  # by default it drops NaNs from the mean
-        self.curve: list[dict[str, float]] = []
-        self.train_seconds = 0.0
-        self.commit: str | None = None
-        self.commits: list[str | None] = []
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
-
-    def configure_optimizers(self):
-        recipe = self.recipe
-        optimizer = torch.optim.AdamW(
-            param_groups_weight_decay(self.net, recipe["weight_decay"]),
-            lr=recipe["lr_per_256"] * recipe["batch_size"] / 256,
-            betas=tuple(recipe["betas"]),
-            fused=True,
-        )
-        total = recipe["epochs"] * self.steps_per_epoch
-        warmup = recipe["warmup_epochs"] * self.steps_per_epoch
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine_with_warmup(step, total, warmup))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> None:
-        # Lightning refuses to clip for a fused optimizer under autocast, though only float16's loss scaling forbids it.
-        nn.utils.clip_grad_norm_(self.net.parameters(), self.recipe["clip_norm"])
-
-    def on_train_start(self) -> None:
-        if self.commit not in self.commits:
-            self.commits.append(self.commit)
-
-    def on_train_epoch_start(self) -> None:
-        self._started = time.perf_counter()
-
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        # Whatever a step draws (stochastic depth, dropout; mixup by numpy) is a function of (seed, epoch, step).
-        seed = derive_seed(self.seed, "model", self.current_epoch, batch_idx, self.global_rank)
-        torch.manual_seed(seed)
-        np.random.seed(seed % 2**32)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch
@@ -141,40 +91,16 @@ class Classifier(L.LightningModule):
         self.train_loss.update(loss.detach())
         return loss
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if batch_idx + 1 == self.steps_per_epoch:
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
-            self.train_seconds += time.perf_counter() - self._started
-
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch
         logits = self(images)
         self.val_metrics.update(logits, labels)
         self.val_parts.update(logits, labels)
 
-    def on_train_epoch_end(self) -> None:
-        loss = float(self.train_loss.compute())
-        self.train_loss.reset()
-        if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"the training loss is {loss} in epoch {self.current_epoch}: lower recipe.lr_per_256"
-            )
-        entry = {"epoch": self.current_epoch, "train_loss": loss, "lr": self.optimizers().param_groups[0]["lr"]}
-        if self.val_metrics["top1"].update_called:
-            results = {**self.val_metrics.compute(), **self.val_parts.compute()}
-            entry |= {f"{name}_pct": 100 * float(value) for name, value in results.items()}
-            self.val_metrics.reset()
-            self.val_parts.reset()
-        self.curve.append(entry)
-        self.log_dict({k: float(v) for k, v in entry.items() if k != "epoch"}, rank_zero_only=True)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["curve"] = self.curve
-        checkpoint["train_seconds"] = self.train_seconds
-        checkpoint["commits"] = self.commits
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.curve = checkpoint["curve"]
-        self.train_seconds = checkpoint["train_seconds"]
-        self.commits = checkpoint["commits"]
+    def validation_results(self) -> dict[str, float]:
+        if not self.val_metrics["top1"].update_called:
+            return {}
+        results = {**self.val_metrics.compute(), **self.val_parts.compute()}
+        self.val_metrics.reset()
+        self.val_parts.reset()
+        return {name: 100 * float(value) for name, value in results.items()}

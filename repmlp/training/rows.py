@@ -7,6 +7,7 @@ same row. Only plain dictionaries come in, so any launcher can run it.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -31,9 +32,8 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from repmlp.cost import count_macs, count_params, count_params_paper
-from repmlp.data import build_data
 from repmlp.locality import locality_profile
-from repmlp.models import SPATIAL_LAYERS, build_model, check_state_dict, save_model
+from repmlp.models import SPATIAL_LAYERS, check_state_dict, save_model
 from repmlp.results import (
     PATHS,
     BadRecord,
@@ -45,8 +45,9 @@ from repmlp.results import (
     write_record,
 )
 from repmlp.training.callbacks import AveragedWeights, EpochLine, KernelImages
-from repmlp.training.classifier import Classifier
-from repmlp.training.merge_check import compare_merged
+from repmlp.training.module import RecipeModule
+from repmlp.training.schedule import SCHEDULES
+from repmlp.training.tasks import TASKS
 
 log = logging.getLogger(__name__)
 
@@ -80,19 +81,22 @@ def row_label(config: Mapping[str, Any]) -> str:
         parts.append("S=" + ",".join(map(str, share_sets)))
     if not model.get("global_perceptron", True):
         parts.append("no Global Perceptron")
+    if model.get("embed_kernel"):
+        parts.append(f"{model['embed_kernel']}x{model['embed_kernel']} embeddings")
     return ", ".join([*parts, f"seed {config['seed']}"])
 
 
 def run_row(config: Mapping[str, Any]) -> Outcome:
     """Run one row; an error is reported in the outcome and never raised, so that the other rows go on.
 
-    config: model, data, recipe, trainer, seed, sweep, study, results_dir, output_dir, rerun.
+    config: task, model, data, recipe, trainer, seed, sweep, study, results_dir, output_dir, rerun.
     """
     started = time.perf_counter()
     label = row_label(config)
     try:
         _check_numbers(config)
-    except ValueError as error:
+        config = _with_backbone(config)
+    except (ValueError, OSError) as error:
         return Outcome("failed", label, "", one_line(error))
     key = row_key(config)
     folder = Path(config["output_dir"]) / config["study"] / key
@@ -120,6 +124,18 @@ def run_row(config: Mapping[str, Any]) -> Outcome:
             message = f"another process of this run failed, see {folder / 'error.log'} and above ({message})"
         return Outcome("failed", label, key, message, time.perf_counter() - started)
     return Outcome("finished", label, key, str(path), time.perf_counter() - started)
+
+
+def _with_backbone(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Let the weights that a run starts from stand in its configuration by what they are, not by where they lie."""
+    if not config.get("backbone"):
+        return config
+    try:
+        with open(Path(config["backbone"]).expanduser(), "rb") as file:
+            digest = hashlib.sha256(file.read()).hexdigest()
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"backbone={config['backbone']}: there is no such file") from error
+    return {**config, "model": {**config["model"], "backbone": digest}}
 
 
 def first_process() -> bool:
@@ -215,11 +231,11 @@ def _train(config: Mapping[str, Any], folder: Path, path: Path) -> None:
         )
     if options["precision"] not in PRECISIONS:
         raise ValueError(f"trainer.precision={options['precision']}: use {' or '.join(PRECISIONS)}")
+    task = TASKS[config["task"]]
     L.seed_everything(seed, verbose=False)
-    data = build_data(config["data"], recipe["batch_size"], seed)
+    data = task.build_data(config)
     data.prepare_data()
-    net = build_model(config["model"], data.info.num_classes)
-    params, params_paper, macs = count_params(net), count_params_paper(net), count_macs(net, data.info.img_size)
+    net = task.build_net(config, data)
 
     bar = sys.stderr.isatty() if options["progress_bar"] is None else options["progress_bar"]
     checkpoints = ModelCheckpoint(
@@ -251,30 +267,25 @@ def _train(config: Mapping[str, Any], folder: Path, path: Path) -> None:
     )
     data.trainer = trainer
     data.setup()
+    params, params_paper, macs = count_params(net), count_params_paper(net), count_macs(net, task.image_size(data))
     train_loader, val_loader = data.train_dataloader(), data.val_dataloader()
     trainer.log_every_n_steps = len(train_loader)
-    classifier = Classifier(
-        net,
-        recipe,
-        steps_per_epoch=len(train_loader),
-        num_classes=data.info.num_classes,
-        parts=data.info.parts,
-        seed=seed,
-    )
+    module = task.build_module(config, net, data, steps_per_epoch=len(train_loader))
     if options["compile"]:
         net.compile()
     last = folder / "last.ckpt"
-    done = _epochs_done(last, classifier, state["commit"] if config["rerun"] else None)
-    classifier.commit = state["commit"]
+    done = _epochs_done(last, module, state["commit"] if config["rerun"] else None)
+    module.commit = state["commit"]
     train_loader.sampler.set_epoch(done)  # workers fetch ahead, before Lightning tells them which epoch it is
-    _fit(trainer, classifier, train_loader, val_loader, last if done else None)
+    _fit(trainer, module, train_loader, val_loader, last if done else None)
     if not first_process():
         return
 
-    net = classifier.net.to(trainer.strategy.root_device)
-    _, metrics = compare_merged(net, data.whole_evaluation(), data.info.num_classes, data.info.parts)
+    net = module.net.to(trainer.strategy.root_device)
+    metrics = task.evaluate(config, net, data)
     n_train, n_eval = data.n_images
     record = {
+        "task": task.name,
         "study": config["study"],
         "sweep": config["sweep"],
         "model": config["model"]["name"],
@@ -293,20 +304,20 @@ def _train(config: Mapping[str, Any], folder: Path, path: Path) -> None:
         "params_paper_rule": params_paper,
         "macs": macs,
         "locality": _locality(net),
-        "train_seconds": classifier.train_seconds,
-        "images_per_second": len(classifier.curve)
-        * classifier.steps_per_epoch
+        "train_seconds": module.train_seconds,
+        "images_per_second": len(module.curve)
+        * module.steps_per_epoch
         * recipe["batch_size"]
-        / max(classifier.train_seconds, 1e-9),
+        / max(module.train_seconds, 1e-9),
         "device": _device_name(trainer.strategy.root_device),
         "processes": trainer.world_size,
         "threads": torch.get_num_threads(),
         "versions": {name: version(name) for name in ("torch", "lightning", "torchmetrics", "timm", "numpy")}
         | {"python": platform.python_version()},
         **state,
-        "commits": classifier.commits,
+        "commits": module.commits,
         "config": _published(config),
-        "curve": classifier.curve,
+        "curve": module.curve,
     }
     save_model(folder / "model.safetensors", net.cpu(), config["model"], {"key": path.stem, "study": config["study"]})
     try:
@@ -348,6 +359,8 @@ def _check_numbers(config: Mapping[str, Any]) -> None:
         value = config[part][name]
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{part}.{name}={value!r}: use a whole number, at least 1")
+    if (schedule := config["recipe"].get("schedule", "cosine")) not in SCHEDULES:
+        raise ValueError(f"recipe.schedule={schedule!r}: use {' or '.join(SCHEDULES)}")
     if config["trainer"]["strategy"] not in STRATEGIES:
         raise ValueError(f"trainer.strategy={config['trainer']['strategy']}: use {' or '.join(STRATEGIES)}")
     processes = config["trainer"]["devices"] * config["trainer"]["num_nodes"]
@@ -380,13 +393,11 @@ def _quieten() -> None:
         warnings.filterwarnings("ignore", f".*{pattern}.*")
 
 
-def _fit(
-    trainer: L.Trainer, classifier: Classifier, train_loader: Any, val_loader: Any, checkpoint: Path | None
-) -> None:
+def _fit(trainer: L.Trainer, module: RecipeModule, train_loader: Any, val_loader: Any, checkpoint: Path | None) -> None:
     """Run the fit loop; Ctrl-C comes out as KeyboardInterrupt (Lightning turns it into an exit)."""
     try:
         trainer.fit(
-            classifier,
+            module,
             train_dataloaders=train_loader,
             val_dataloaders=val_loader,
             ckpt_path=checkpoint,
@@ -396,7 +407,7 @@ def _fit(
         raise KeyboardInterrupt from error
 
 
-def _epochs_done(path: Path, classifier: Classifier, only_commit: str | None) -> int:
+def _epochs_done(path: Path, module: RecipeModule, only_commit: str | None) -> int:
     """Return after how many epochs a run can go on from `path`, 0 for a fresh start. A damaged file is set aside.
 
     only_commit: set the checkpoint aside too where other code trained it (a row that is to be run again).
@@ -412,7 +423,7 @@ def _epochs_done(path: Path, classifier: Classifier, only_commit: str | None) ->
         log.warning("%s is damaged (%s); set aside as %s, the row is run again", path, one_line(error), aside.name)
         return 0
     try:
-        check_state_dict(path, state, classifier.state_dict())
+        check_state_dict(path, state, module.state_dict())
     except ValueError as error:
         raise ValueError(f"{error}: move it away, or use another study") from error
     trained_by = checkpoint.get("commits", [])
@@ -425,7 +436,7 @@ def _epochs_done(path: Path, classifier: Classifier, only_commit: str | None) ->
 
 def _published(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the whole configuration but for folders and for how the command was given: records are published."""
-    kept = {k: v for k, v in config.items() if k not in ("results_dir", "output_dir", "rerun")}
+    kept = {k: v for k, v in config.items() if k not in ("results_dir", "output_dir", "rerun", "backbone")}
     return json.loads(json.dumps({**kept, "data": {k: v for k, v in kept["data"].items() if k not in PATHS}}))
 
 

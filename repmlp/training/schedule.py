@@ -1,4 +1,4 @@
-"""The learning rate of the paper's recipes, as a pure function of the step."""
+"""The learning rate of the recipes, as a pure function of the step."""
 
 from __future__ import annotations
 
@@ -14,3 +14,16 @@ def cosine_with_warmup(step: int, total_steps: int, warmup_steps: int) -> float:
     if step < warmup_steps:
         return step / warmup_steps
     return 0.5 * (1 + math.cos(math.pi * min(step, total_steps) / total_steps))
+
+
+def poly_with_warmup(step: int, total_steps: int, warmup_steps: int) -> float:
+    """Return the learning rate at `step` (from 0) as a share of the base: linear warm-up from 0, then linear to 0.
+
+    mmsegmentation's habit for UperNet with AdamW ("poly" with power 1), counted from step 0 as the cosine is.
+    """
+    if step < warmup_steps:
+        return step / warmup_steps
+    return 1 - min(step, total_steps) / total_steps
+
+
+SCHEDULES = {"cosine": cosine_with_warmup, "poly": poly_with_warmup}

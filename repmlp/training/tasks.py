@@ -1,0 +1,87 @@
+"""What a run of classification and one of segmentation do differently; everything else about a run is in rows.py."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from repmlp.checkpoints import load_backbone, read
+from repmlp.data import build_data, build_segmentation_data
+from repmlp.models import build_model
+from repmlp.repmlpnet import RepMLPNet
+from repmlp.segmentation import STRIDE
+from repmlp.training.classifier import Classifier
+from repmlp.training.merge_check import compare_merged
+from repmlp.training.module import RecipeModule
+from repmlp.training.segmenter import Segmenter, compare_merged_masks
+
+log = logging.getLogger(__name__)
+
+
+class Classification:
+    """One label an image."""
+
+    name = "classification"
+
+    def build_data(self, config: Mapping[str, Any]) -> Any:
+        return build_data(config["data"], config["recipe"]["batch_size"], config["seed"])
+
+    def build_net(self, config: Mapping[str, Any], data: Any) -> nn.Module:
+        return build_model(config["model"], data.info.num_classes)
+
+    def image_size(self, data: Any) -> int | tuple[int, int]:
+        """Return the size of the images that multiply-accumulates are counted for, once the data are set up."""
+        return data.info.img_size
+
+    def build_module(self, config: Mapping[str, Any], net: nn.Module, data: Any, steps_per_epoch: int) -> RecipeModule:
+        return Classifier(
+            net,
+            config["recipe"],
+            steps_per_epoch=steps_per_epoch,
+            num_classes=data.info.num_classes,
+            parts=data.info.parts,
+            seed=config["seed"],
+        )
+
+    def evaluate(self, config: Mapping[str, Any], net: nn.Module, data: Any) -> dict[str, Any]:
+        """Return what the record says of the trained network, before and after merging."""
+        return compare_merged(net, data.whole_evaluation(), data.info.num_classes, data.info.parts)[1]
+
+
+class Segmentation(Classification):
+    """One label a pixel."""
+
+    name = "segmentation"
+
+    def build_data(self, config: Mapping[str, Any]) -> Any:
+        return build_segmentation_data(config["data"], config["recipe"]["batch_size"], config["seed"])
+
+    def build_net(self, config: Mapping[str, Any], data: Any) -> nn.Module:
+        """Build UperNet; its backbone starts from the weights of a classifier where `backbone` names a file."""
+        net = super().build_net(config, data)
+        if config.get("backbone"):
+            if not isinstance(net.backbone, RepMLPNet):
+                raise ValueError(
+                    f"backbone={config['backbone']}: weights are read for a RepMLPNet alone, and "
+                    f"model.encoder={config['model']['encoder']} is none"
+                )
+            fresh = load_backbone(net.backbone, read(config["backbone"]))
+            log.info("backbone from %s; fresh: %s", config["backbone"], ", ".join(fresh) or "nothing")
+        return net
+
+    def image_size(self, data: Any) -> tuple[int, int]:
+        """Return the size of the first image of evaluation, padded as `predict` pads it."""
+        height, width = data.image_size
+        return height + -height % STRIDE, width + -width % STRIDE
+
+    def build_module(self, config: Mapping[str, Any], net: nn.Module, data: Any, steps_per_epoch: int) -> RecipeModule:
+        return Segmenter(net, config["recipe"], steps_per_epoch, data.info.classes, seed=config["seed"])
+
+    def evaluate(self, config: Mapping[str, Any], net: nn.Module, data: Any) -> dict[str, Any]:
+        return compare_merged_masks(net, data.whole_evaluation(), data.info.classes, config["recipe"]["window"])
+
+
+TASKS: dict[str, Classification] = {task.name: task for task in (Classification(), Segmentation())}
