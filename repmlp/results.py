@@ -46,7 +46,7 @@ PATHS = ("root", "download", "workers", "eval_batch_size")
 # Settings that came later, at the value that changes nothing: left out, so that older records keep their keys.
 NEUTRAL = {
     "model": {"drop_path_rate": 0.0, "arguments": None, "backbone": None},
-    "recipe": {"mixup": 0.0, "cutmix": 0.0, "ema_decay": 0.0},
+    "recipe": {"mixup": 0.0, "cutmix": 0.0, "ema_decay": 0.0, "decay_all": False},
     "data": {"n_eval": None, "label": "imagenet"},
 }
 
@@ -129,7 +129,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 def _required(record: Mapping[str, Any]) -> frozenset[str]:
     """Return the fields that a record has to have; records older than segmentation do not name their task."""
-    return REQUIRED | MEASURED.get(record.get("task", "classification"), frozenset(("task",)))
+    return REQUIRED | MEASURED.get(record.get("task", "classification"), frozenset())
 
 
 def load_records(results_dir: Path | str, study: str | None = None, task: str = "classification") -> pd.DataFrame:

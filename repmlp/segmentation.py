@@ -91,7 +91,8 @@ def build_upernet(
     if not timm.is_model(encoder):
         raise ValueError(f"timm has no model {encoder!r}: see timm.list_models()")
     given = dict(arguments or {})
-    if timm.model_entrypoint(encoder).__module__ == RepMLPNet.__module__:
+    ours = timm.model_entrypoint(encoder).__module__ == RepMLPNet.__module__
+    if ours:
         given |= {"kernels": tuple(kernels), "embed_kernel": embed_kernel, "inference_mode": inference_mode}
         if img_size is not None:
             given["img_size"] = img_size
@@ -108,10 +109,9 @@ def build_upernet(
             classes=num_classes,
             **given,
         )
-    except RuntimeError as error:  # timm's, for networks that give no maps
-        raise ValueError(f"encoder={encoder} gives no maps of several strides: {error}") from error
-    if len(upernet.encoder.out_channels) != 6:
-        raise ValueError(f"encoder={encoder} gives no maps of strides 4, 8, 16 and 32")
+    except (RuntimeError, ValueError) as error:
+        needs = "" if ours else "; UperNet needs a network with maps of strides 4, 8, 16 and 32"
+        raise ValueError(f"encoder={encoder}: {error}{needs}") from error
     return UperNet(upernet, num_classes, auxiliary_channels)
 
 

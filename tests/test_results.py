@@ -6,9 +6,18 @@ import sys
 
 import pytest
 
-from repmlp.results import REQUIRED, BadRecord, config_key, load_records, read_record, record_path, write_record
+from repmlp.results import (
+    MEASURED,
+    REQUIRED,
+    BadRecord,
+    config_key,
+    load_records,
+    read_record,
+    record_path,
+    write_record,
+)
 
-RECORD = dict.fromkeys(REQUIRED, 1)
+RECORD = dict.fromkeys(REQUIRED | MEASURED["classification"], 1)
 
 
 def test_key_depends_on_values_and_not_on_order():
@@ -25,6 +34,16 @@ def test_records_round_trip(tmp_path):
     assert frame["key"].tolist() == ["abc"] and frame["seed"].tolist() == [4]
     assert len(load_records(tmp_path, "other")) == 0
     assert [p.name for p in path.parent.iterdir()] == ["abc.json"]
+
+
+def test_records_of_each_task_are_asked_for_and_checked_apart(tmp_path):
+    masks = {**dict.fromkeys(REQUIRED | MEASURED["segmentation"], 1), "task": "segmentation"}
+    write_record(record_path(tmp_path, "study", "image"), RECORD)
+    write_record(record_path(tmp_path, "study", "pixels"), masks)
+    assert load_records(tmp_path)["key"].tolist() == ["image"]
+    assert load_records(tmp_path, task="segmentation")["key"].tolist() == ["pixels"]
+    with pytest.raises(BadRecord, match="miou_pct"):
+        write_record(tmp_path / "a.json", {**RECORD, "task": "segmentation"})
 
 
 def test_incomplete_records_are_refused(tmp_path):

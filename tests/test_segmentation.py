@@ -55,7 +55,7 @@ def test_other_encoders_by_name():
         tiny(encoder="resnet10t", **{**plain, "kernels": [3]})
     with pytest.raises(ValueError, match="no model 'repmlpnet_d255'"):
         tiny(encoder="repmlpnet_d255")
-    with pytest.raises(ValueError, match="vit_tiny_patch16_224 gives no maps"):
+    with pytest.raises(ValueError, match="vit_tiny_patch16_224: .*maps of strides 4, 8, 16 and 32"):
         tiny(encoder="vit_tiny_patch16_224", **plain)
 
 

@@ -46,6 +46,10 @@ def test_weight_decay_spares_biases_and_vectors(arch):
         assert decay.pop(id(parameter)) == (0.0 if spared else 0.1), name
     assert not decay
     assert {group["initial_lr"] for group in optimizer.param_groups} == {0.001}
+    classifier.recipe["decay_all"] = True
+    groups = classifier.configure_optimizers()["optimizer"].param_groups
+    assert {group["weight_decay"] for group in groups} == {0.1}
+    assert sum(len(group["params"]) for group in groups) == len(list(net.parameters()))
 
 
 def test_part_accuracy():

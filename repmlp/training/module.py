@@ -19,14 +19,14 @@ from repmlp.training.schedule import SCHEDULES
 
 
 class RecipeModule(L.LightningModule):
-    """AdamW, warm-up and a schedule by step, gradient clipping; no weight decay on one-dimensional parameters.
+    """AdamW, warm-up and a schedule by step, gradient clipping; by default no weight decay on 1-D parameters.
 
     Paper: RepMLPNet Section 5.1. A subclass has training_step(), which updates `train_loss`, validation_step(), and
     `validation_results()`.
 
     net: the network. recipe: epochs, warmup_epochs, lr_per_256, weight_decay, betas, clip_norm, batch_size (of all
-    processes together); schedule, one of SCHEDULES, "cosine" where it is not said. steps_per_epoch: optimizer steps.
-    seed: of the run.
+    processes together); schedule, one of SCHEDULES, "cosine" where it is not said; decay_all, for weight decay on
+    biases and one-dimensional parameters too. steps_per_epoch: optimizer steps. seed: of the run.
     `curve` holds one entry an epoch and is kept in checkpoints, as are `train_seconds` (evaluation not counted) and
     `commits`, the versions of the code that trained: `commit` is added to them when training starts or goes on.
     Raises FloatingPointError at the end of an epoch whose loss is not finite.
@@ -50,8 +50,10 @@ class RecipeModule(L.LightningModule):
 
     def configure_optimizers(self):
         recipe = self.recipe
+        decay = recipe["weight_decay"]
+        everything = [{"params": list(self.net.parameters()), "weight_decay": decay}]
         optimizer = torch.optim.AdamW(
-            param_groups_weight_decay(self.net, recipe["weight_decay"]),
+            everything if recipe.get("decay_all") else param_groups_weight_decay(self.net, decay),
             lr=recipe["lr_per_256"] * recipe["batch_size"] / 256,
             betas=tuple(recipe["betas"]),
             fused=True,
