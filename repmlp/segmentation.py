@@ -126,8 +126,7 @@ def predict(net: nn.Module, images: Tensor, window: Sequence[int] | None = None)
     height, width = images.shape[2:]
     if window is None:
         return net(_pad(images))[:, :, :height, :width]
-    if len(window) != 2 or any(not isinstance(side, int) or side < 1 or side % STRIDE for side in window):
-        raise ValueError(f"window={list(window)}: use a height and a width that are multiples of {STRIDE}")
+    check_window(window)
     images = _pad(images)
     tops, lefts = (
         _window_starts(length, min(side, length)) for length, side in zip(images.shape[2:], window, strict=True)
@@ -142,6 +141,14 @@ def predict(net: nn.Module, images: Tensor, window: Sequence[int] | None = None)
             total[there] += logits
             seen[there] += 1
     return (total / seen)[:, :, :height, :width]
+
+
+def check_window(window: Sequence[int] | None) -> None:
+    """Raise ValueError for a window that is not None and no two multiples of 32."""
+    if window is not None and (
+        len(window) != 2 or any(not isinstance(side, int) or side < 1 or side % STRIDE for side in window)
+    ):
+        raise ValueError(f"window={list(window)}: use a height and a width that are multiples of {STRIDE}")
 
 
 def _pad(images: Tensor) -> Tensor:

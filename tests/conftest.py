@@ -9,10 +9,12 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny nets: more threads only wait for each other
 
+import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from PIL import Image
 from torch import nn
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,10 +46,24 @@ def randomise_norms(model: nn.Module) -> nn.Module:
     return model
 
 
-def compose_config(*overrides: str) -> dict:
-    """Compose the configuration of a single run as `ablate.py` would, as a plain dictionary."""
+def write_camvid(root: Path, train: int = 6, test: int = 4, size: tuple[int, int] = (48, 64)) -> Path:
+    """Write noise images of (height, width) with squares of 11 classes and void, in CamVid's layout; returns root."""
+    generator = np.random.default_rng(0)
+    squares = (np.arange(size[0])[:, None] // 8 + 3 * (np.arange(size[1]) // 8)) % 12
+    for split, number in (("train", train), ("test", test)):
+        for folder in (split, f"{split}annot"):
+            (root / "CamVid" / folder).mkdir(parents=True)
+        for i in range(number):
+            noise = generator.integers(0, 256, (*size, 3), dtype=np.uint8)
+            Image.fromarray(noise).save(root / f"CamVid/{split}/a{i}.png")
+            Image.fromarray(((squares + i) % 12).astype(np.uint8)).save(root / f"CamVid/{split}annot/a{i}.png")
+    return root
+
+
+def compose_config(*overrides: str, name: str = "config") -> dict:
+    """Compose the configuration of a single run as `ablate.py` would, as a plain dictionary; name: of the command."""
     with initialize_config_dir(str(ROOT / "experiments/conf"), version_base="1.3"):
-        config = compose("config", overrides=list(overrides))
+        config = compose(name, overrides=list(overrides))
     return OmegaConf.to_container(config, resolve=True)
 
 

@@ -95,7 +95,7 @@ def run_row(config: Mapping[str, Any]) -> Outcome:
     label = row_label(config)
     try:
         _check_numbers(config)
-        config = _with_backbone(config)
+        config = with_backbone(config)
     except (ValueError, OSError) as error:
         return Outcome("failed", label, "", one_line(error))
     key = row_key(config)
@@ -126,7 +126,7 @@ def run_row(config: Mapping[str, Any]) -> Outcome:
     return Outcome("finished", label, key, str(path), time.perf_counter() - started)
 
 
-def _with_backbone(config: Mapping[str, Any]) -> Mapping[str, Any]:
+def with_backbone(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Let the weights that a run starts from stand in its configuration by what they are, not by where they lie."""
     if not config.get("backbone"):
         return config

@@ -13,7 +13,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
 from repmlp.data.segmentation import IGNORED
-from repmlp.segmentation import UperNet, predict
+from repmlp.segmentation import UperNet, check_window, predict
 from repmlp.training.module import RecipeModule
 
 
@@ -55,6 +55,7 @@ class Segmenter(RecipeModule):
         self, net: UperNet, recipe: Mapping[str, Any], steps_per_epoch: int, classes: Sequence[str], seed: int = 0
     ):
         super().__init__(net, recipe, steps_per_epoch, seed)
+        check_window(recipe["window"])  # before the first evaluation does, after hours
         self.classes = tuple(classes)
         self.val_metrics = pixel_metrics(len(self.classes))
 

@@ -1,0 +1,155 @@
+"""Runs of segmentation: record, resuming, weights to start from, mistakes; through run_row and the command."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import command, compose_config, write_camvid
+from PIL import Image
+
+from repmlp.checkpoints import read
+from repmlp.models import build_model, load_model, save_model
+from repmlp.results import record_path
+from repmlp.training import rows
+from repmlp.training.rows import row_key, run_row
+
+CLASSIFIER = {
+    "arch": "repmlpnet", "img_size": 32, "stem_stride": 4, "channels": [8, 16, 32, 64], "blocks": [1, 1, 1, 1],
+    "share_sets": [1, 2, 4, 8], "kernels": [1, 3],
+}  # fmt: skip
+ARGUMENTS = "{channels: [8, 16, 32, 64], blocks: [1, 1, 1, 1], share_sets: [1, 2, 4, 8]}"
+TINY = [
+    "model.img_size=32", f"model.arguments={ARGUMENTS}", "model.decoder_channels=16", "model.auxiliary_channels=8",
+    "data.crop_size=[32,64]", "data.workers=0", "recipe.epochs=3", "recipe.warmup_epochs=1", "recipe.batch_size=2",
+    "trainer.accelerator=cpu",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def camvid(tmp_path_factory):
+    return write_camvid(tmp_path_factory.mktemp("data"))
+
+
+def tiny(folder, camvid, *overrides):
+    folders = [f"data.root={camvid}", f"results_dir={folder}/results", f"output_dir={folder}/outputs"]
+    return compose_config(*TINY, *folders, *overrides, name="segment")
+
+
+def record_of(config):
+    return json.loads(record_path(config["results_dir"], config["study"], row_key(config)).read_text())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, camvid):
+    config = tiny(tmp_path_factory.mktemp("run"), camvid)
+    outcome = run_row(config)
+    assert outcome.state == "finished", outcome.message
+    return config
+
+
+def test_record_says_what_was_trained_and_measured(finished):
+    record = record_of(finished)
+    assert record["task"] == "segmentation" and record["data"] == "camvid" and record["num_classes"] == 11
+    assert (record["n_train"], record["n_eval"], record["eval_pixels"]) == (6, 4, 4 * 48 * 64)
+    assert len(record["class_iou_pct"]) == 11
+    assert record["miou_pct"] == pytest.approx(np.mean(list(record["class_iou_pct"].values())))
+    assert record["curve"][-1]["miou_pct"] == pytest.approx(record["miou_pct"], abs=0.01)
+    assert record["merge_error"] < 1e-5 and record["merge_disagreements"] <= 0.001 * record["eval_pixels"]
+    assert "data.root" not in record["config"] and "root" not in record["config"]["data"]
+    assert len(record["locality"]) == 4  # layers
+    net = build_model(record["config"]["model"], 11)
+    assert record["params"] == sum(p.numel() for p in net.parameters())
+
+
+def test_weights_are_kept_and_the_row_is_not_run_again(finished):
+    path = f"{finished['output_dir']}/{finished['study']}/{row_key(finished)}/model.safetensors"
+    net, metadata = load_model(path)
+    assert net.num_classes == 11 and metadata["study"] == finished["study"]
+    assert run_row(finished).state == "skipped"
+
+
+def test_an_interrupted_row_goes_on_as_if_nothing_had_happened(finished, camvid, tmp_path, monkeypatch):
+    config = tiny(tmp_path, camvid)
+
+    def stop(self, trainer, module):
+        if trainer.current_epoch == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(rows.EpochLine, "on_train_epoch_start", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_row(config)
+    assert run_row(config).state == "finished"
+    ours, whole = record_of(config), record_of(finished)
+    assert ours["curve"] == whole["curve"] and ours["class_iou_pct"] == whole["class_iou_pct"]
+
+
+def test_a_classifier_to_start_from_is_part_of_the_row_by_its_content(finished, camvid, tmp_path, caplog):
+    caplog.set_level("INFO")
+    files = [tmp_path / f"{name}.safetensors" for name in ("one", "other")]
+    for file in files:
+        save_model(file, build_model(CLASSIFIER, 7), CLASSIFIER)
+    one, other = (tiny(tmp_path, camvid, f"backbone={file}") for file in files)
+    short = ["recipe.epochs=1", "recipe.warmup_epochs=0"]
+    config = tiny(tmp_path, camvid, f"backbone={files[0]}", *short)
+    outcome = run_row(config)
+    assert outcome.state == "finished", outcome.message
+    assert f"backbone from {files[0]}; fresh: downsamples.0, downsamples.1, downsamples.2" in caplog.text
+    record = json.loads(record_path(config["results_dir"], config["study"], outcome.key).read_text())
+    assert str(tmp_path) not in json.dumps(record) and len(record["config"]["model"]["backbone"]) == 64
+    keys = {row_key(rows.with_backbone(each)) for each in (one, other, finished)}
+    assert len(keys) == 3
+    moved = tmp_path / "moved.safetensors"
+    moved.write_bytes(files[0].read_bytes())
+    assert run_row({**config, "backbone": str(moved)}).state == "skipped"
+
+
+def test_the_backbone_really_starts_from_the_weights(camvid, tmp_path):
+    file = tmp_path / "classifier.safetensors"
+    save_model(file, build_model(CLASSIFIER, 7), CLASSIFIER)
+    task = rows.TASKS["segmentation"]
+    config = tiny(tmp_path, camvid, f"backbone={file}")
+    net = task.build_net(config, task.build_data(config))
+    name = "stages.2.0.block.channel_perceptron.weight"
+    assert net.backbone.state_dict()[name].equal(read(file)[name])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["backbone=nowhere.pth"], ["backbone=nowhere.pth", "no such file"]),
+        (["data.crop_size=[30,64]"], ["data.crop_size=[30, 64]", "32"]),
+        (["recipe.schedule=steps"], ["recipe.schedule='steps'", "cosine or poly"]),
+        (["recipe.window=[30,32]"], ["window=[30, 32]", "multiples of 32"]),
+        (["model.embed_kernel=4"], ["embed_kernel=4", "odd"]),
+        (["model.encoder=resnet10t"], ["resnet10t is no RepMLPNet"]),
+        (["data.root=nowhere"], ["nowhere", "data.root=FOLDER"]),
+    ],
+)
+def test_mistakes_are_one_line(camvid, tmp_path, overrides, words):
+    outcome = run_row(tiny(tmp_path, camvid, *overrides))
+    assert outcome.state == "failed" and "\n" not in outcome.message
+    assert all(word in outcome.message for word in words), outcome.message
+
+
+def test_weights_for_another_kind_of_backbone_are_refused(camvid, tmp_path):
+    file = tmp_path / "classifier.safetensors"
+    save_model(file, build_model(CLASSIFIER, 7), CLASSIFIER)
+    folders = [f"data.root={camvid}", f"results_dir={tmp_path}/r", f"output_dir={tmp_path}/o", *TINY[4:]]
+    config = compose_config("model=upernet_slim_resnet", f"backbone={file}", *folders, name="segment")
+    outcome = run_row(config)
+    assert outcome.state == "failed" and "model.encoder=resnet18d is none" in outcome.message, outcome.message
+
+
+def test_the_command_names_a_mask_with_unknown_labels_and_goes_on(tmp_path):
+    root = write_camvid(tmp_path / "data", train=2, test=1)
+    bad = root / "CamVid/trainannot/a1.png"
+    Image.fromarray(np.full((48, 64), 77, dtype=np.uint8)).save(bad)
+    folders = [f"data.root={root}", f"results_dir={tmp_path}/r", f"output_dir={tmp_path}/o"]
+    done = command("experiments/segment.py", *TINY, "data.workers=1", *folders)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert str(bad) in done.stderr and "77" in done.stderr
+    Image.fromarray(np.zeros((48, 64), dtype=np.uint8)).save(bad)
+    done = command("experiments/segment.py", *TINY, *folders, "recipe.epochs=1", "recipe.warmup_epochs=0")
+    assert done.returncode == 0, done.stderr
+    assert "upernet_slim, branches 1x1+3x3, 3x3 embeddings, seed 0" in done.stdout + done.stderr
