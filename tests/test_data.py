@@ -173,7 +173,10 @@ def test_impossible_sizes_are_refused(release):
         build_data({"name": "patterns", "colour": 1}, 1, 0)
 
 
-@pytest.mark.skipif(REAL is None, reason="REPMLP_DATA names no folder with the real CIFAR-100")
+@pytest.mark.skipif(
+    REAL is None or not Path(REAL, "cifar-100-python").is_dir(),
+    reason="REPMLP_DATA names no folder with the real CIFAR-100",
+)
 def test_real_cifar_has_the_stated_statistics():
     data = CIFAR100Data(REAL, download=False)
     data.prepare_data()

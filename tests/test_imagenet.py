@@ -13,7 +13,8 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from repmlp import build_model, load_model
-from repmlp.data.imagenet import ImageFolderData, SharedOrder, eval_transform
+from repmlp.data.decoded import SharedOrder
+from repmlp.data.imagenet import ImageFolderData, eval_transform
 from repmlp.results import config_key, determining
 from repmlp.training import rows
 from repmlp.training.classifier import Classifier

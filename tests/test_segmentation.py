@@ -1,6 +1,5 @@
 """UperNet: its parts, the prediction of whole images, the loss and the measures, and runs through the command."""
 
-
 import pytest
 import timm
 import torch
@@ -55,7 +54,7 @@ def test_other_encoders_by_name():
         tiny(encoder="resnet10t", **{**plain, "kernels": [3]})
     with pytest.raises(ValueError, match="no model 'repmlpnet_d255'"):
         tiny(encoder="repmlpnet_d255")
-    with pytest.raises(ValueError, match="vit_tiny_patch16_224: .*maps of strides 4, 8, 16 and 32"):
+    with pytest.raises(ValueError, match=r"vit_tiny_patch16_224: .*maps of strides 4, 8, 16 and 32"):
         tiny(encoder="vit_tiny_patch16_224", **plain)
 
 

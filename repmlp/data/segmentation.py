@@ -16,7 +16,7 @@ from torchvision import tv_tensors
 from torchvision.datasets import Cityscapes
 from torchvision.transforms import v2
 
-from repmlp.data.imagenet import DecodedData, to_tensor
+from repmlp.data.decoded import DecodedData, to_tensor
 from repmlp.randomness import derive_seed
 
 IGNORED = 255  # label of the pixels that do not count

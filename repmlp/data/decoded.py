@@ -1,0 +1,147 @@
+"""What data sets share that decode their images in worker processes: limits, orders, loaders."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import lightning as L
+import torch
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+
+from repmlp.data.resident import EpochSampler, check_holdout, place, share_of_batch, spread_over_classes
+
+
+class DecodedData(L.LightningDataModule):
+    """Base of the sets whose images worker processes decode, one by one, as they are asked for.
+
+    A subclass sets train_indices and eval_indices in setup(), then calls check_amounts(); it gives items(train), the
+    data set that both index, whose training items are asked for by (epoch, index).
+
+    batch_size: images a step, of all processes together; eval_batch_size: the same in evaluation, of one process.
+    seed: of order and augmentation. workers: processes that decode. n_train, n_eval: use that many images, None for
+    all. holdout: evaluate on this share of the *training* images.
+    Raises ValueError for settings that are none, for fewer images than wanted, and where the processes cannot share a
+    batch.
+    """
+
+    train_indices: Tensor
+    eval_indices: Tensor
+
+    def __init__(
+        self,
+        batch_size: int,
+        *,
+        seed: int,
+        eval_batch_size: int,
+        workers: int,
+        n_train: int | None,
+        n_eval: int | None,
+        holdout: float,
+    ):
+        super().__init__()
+        for name, value, least in (("workers", workers, 0), ("eval_batch_size", eval_batch_size, 1)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"data.{name}={value!r}: use a whole number, at least {least}")
+        check_holdout(holdout)
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.seed, self.workers = seed, workers
+        self.n_train, self.n_eval, self.holdout = n_train, n_eval, holdout
+
+    @property
+    def n_images(self) -> tuple[int, int]:
+        """Return how many images are used for training and for evaluation, once set up."""
+        return len(self.train_indices), len(self.eval_indices)
+
+    def items(self, train: bool) -> Dataset:
+        """Return the images of training, augmented, or of evaluation, with their labels."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what its images are")
+
+    def limit(self, indices: Tensor, labels: Tensor, name: str) -> Tensor:
+        """Keep as many images as the setting `name` says, of each class its share, evenly spaced.
+
+        labels: of all images, not of `indices` alone. Raises ValueError where there are fewer images.
+        """
+        wanted = getattr(self, name)
+        if wanted is None:
+            return indices
+        if type(wanted) is not int or not 0 < wanted <= len(indices):
+            raise ValueError(f"data.{name}={wanted}: there are {len(indices)} images")
+        return indices[spread_over_classes(labels[indices], wanted)].sort().values
+
+    def check_amounts(self) -> None:
+        """Raise ValueError where there are too few images to train or to evaluate on."""
+        if len(self.eval_indices) < place(self.trainer)[1]:
+            raise ValueError(
+                f"{len(self.eval_indices)} images to evaluate on: raise data.holdout or data.n_eval "
+                "(each process needs one)"
+            )
+        if len(self.train_indices) < self.batch_size:
+            raise ValueError(
+                f"{len(self.train_indices)} training images are less than one batch of {self.batch_size}: "
+                "lower recipe.batch_size"
+            )
+
+    def train_dataloader(self) -> DataLoader:
+        """Shuffled, augmented batches of this process; the last partial batch is dropped."""
+        rank, world = place(self.trainer)
+        order = SharedOrder(self.train_indices, self.batch_size, self.seed, rank, world)
+        return DataLoader(
+            self.items(train=True),
+            share_of_batch(self.batch_size, world),
+            sampler=order,
+            **self._options(drop_last=True),
+        )
+
+    def val_dataloader(self) -> DataLoader:
+        """All images of evaluation, in order; each process takes its share, in the same number of batches."""
+        return self._evaluation(*place(self.trainer))
+
+    def whole_evaluation(self) -> DataLoader:
+        """All images of evaluation for one process alone."""
+        return self._evaluation(0, 1)
+
+    def _evaluation(self, rank: int, world: int) -> DataLoader:
+        most = -(-len(self.eval_indices) // world)
+        batches = -(-most // self.eval_batch_size)
+        # nearly equal batches: processes with a different number of them would wait for each other for ever
+        shares = [share.tolist() for share in self.eval_indices[rank::world].tensor_split(batches) if len(share)]
+        return DataLoader(self.items(train=False), batch_sampler=shares, **self._options())
+
+    def _options(self, **more: bool) -> dict:
+        return {
+            "num_workers": min(self.workers, os.cpu_count() or 1),
+            "persistent_workers": self.workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+            **more,
+        }
+
+
+class SharedOrder(EpochSampler):
+    """The order of the images in an epoch for one process: (epoch, index) pairs, whole global batches only.
+
+    Step t of all processes together holds images t*B to (t+1)*B of one permutation, however many processes there are.
+    indices: of the images in use. batch_size: B, of all processes. rank, world: this process and how many there are.
+    """
+
+    def __init__(self, indices: Tensor, batch_size: int, seed: int, rank: int = 0, world: int = 1):
+        super().__init__(seed)
+        self.indices, self.batch_size, self.rank, self.world = indices, batch_size, rank, world
+
+    def __len__(self) -> int:
+        return len(self.indices) // self.batch_size * (self.batch_size // self.world)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        used = len(self.indices) // self.batch_size * self.batch_size
+        order = self.indices[self.order(len(self.indices))[:used]]
+        return ((self.epoch, index) for index in order[self.rank :: self.world].tolist())
+
+
+def to_tensor() -> list[Any]:
+    """Return the last steps of every transform: an image -> (3, H, W) float32, normalised."""
+    normalise = v2.Normalize(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+    return [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), normalise]
