@@ -4,8 +4,10 @@ import json
 
 import numpy as np
 import pytest
+import timm
 from conftest import command, compose_config, write_camvid
 from PIL import Image
+from safetensors.torch import save_file
 
 from repmlp.checkpoints import read
 from repmlp.models import build_model, load_model, save_model
@@ -132,16 +134,26 @@ def test_mistakes_are_one_line(camvid, tmp_path, overrides, words):
     assert all(word in outcome.message for word in words), outcome.message
 
 
-def test_weights_for_another_kind_of_backbone_are_refused(camvid, tmp_path):
-    file = tmp_path / "classifier.safetensors"
-    save_model(file, build_model(CLASSIFIER, 7), CLASSIFIER)
-    folders = [f"data.root={camvid}", f"results_dir={tmp_path}/r", f"output_dir={tmp_path}/o", *TINY[4:]]
-    config = compose_config("model=upernet_slim_resnet", f"backbone={file}", *folders, name="segment")
-    outcome = run_row(config)
-    assert outcome.state == "failed" and "model.encoder=resnet18d is none" in outcome.message, outcome.message
+def test_other_backbones_start_from_timms_weights(camvid, tmp_path):
+    slim = {"channels": (32, 64, 128, 256), "stem_width": 16}
+    weights = timm.create_model("resnet18d", num_classes=7, **slim).state_dict()
+    file = tmp_path / "resnet.safetensors"
+    save_file(weights, file)
+    task = rows.TASKS["segmentation"]
+    config = compose_config("model=upernet_slim_resnet", f"backbone={file}", f"data.root={camvid}", name="segment")
+    net = task.build_net(config, task.build_data(config))
+    own = net.backbone.state_dict()
+    assert len(own) > 100 and all(own[name].equal(weights[name]) for name in own)
+
+    wrong = {"model": CLASSIFIER, "file": tmp_path / "repmlpnet.safetensors"}
+    save_model(wrong["file"], build_model(wrong["model"], 7), wrong["model"])
+    with pytest.raises(ValueError, match=r"repmlpnet\.safetensors: conv1\.0\.weight is missing: .*resnet18d"):
+        task.build_net({**config, "backbone": str(wrong["file"])}, task.build_data(config))
+    outcome = run_row(tiny(tmp_path, camvid, f"backbone={file}"))
+    assert outcome.state == "failed" and "resnet.safetensors: these weights have none of the formats" in outcome.message
 
 
-def test_the_command_names_a_mask_with_unknown_labels_and_goes_on(tmp_path):
+def test_the_command_names_a_mask_with_unknown_labels_and_runs_rows_side_by_side(tmp_path):
     root = write_camvid(tmp_path / "data", train=2, test=1)
     bad = root / "CamVid/trainannot/a1.png"
     Image.fromarray(np.full((48, 64), 77, dtype=np.uint8)).save(bad)
@@ -150,6 +162,8 @@ def test_the_command_names_a_mask_with_unknown_labels_and_goes_on(tmp_path):
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert str(bad) in done.stderr and "77" in done.stderr
     Image.fromarray(np.zeros((48, 64), dtype=np.uint8)).save(bad)
-    done = command("experiments/segment.py", *TINY, *folders, "recipe.epochs=1", "recipe.warmup_epochs=0")
+    joblib = ["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "trainer.threads=1", "seed=0,1"]
+    short = ["recipe.epochs=1", "recipe.warmup_epochs=0", "data.workers=1"]
+    done = command("experiments/segment.py", *TINY, *short, *folders, *joblib)
     assert done.returncode == 0, done.stderr
     assert "upernet_slim, branches 1x1+3x3, 3x3 embeddings, seed 0" in done.stdout + done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -113,7 +114,10 @@ class DecodedData(L.LightningDataModule):
         return DataLoader(self.items(train=False), batch_sampler=shares, **self._options())
 
     def _options(self, **more: bool) -> dict:
+        # joblib's rows side by side would start workers in its own way, which has to pickle what Lightning adds
+        loky = multiprocessing.get_start_method() == "loky" and "fork" in multiprocessing.get_all_start_methods()
         return {
+            "multiprocessing_context": "fork" if loky and self.workers else None,
             "num_workers": min(self.workers, os.cpu_count() or 1),
             "persistent_workers": self.workers > 0,
             "pin_memory": torch.cuda.is_available(),

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from repmlp.checkpoints import load_backbone, read
 from repmlp.data import build_data, build_segmentation_data
 from repmlp.models import build_model
-from repmlp.repmlpnet import RepMLPNet
-from repmlp.segmentation import STRIDE
+from repmlp.segmentation import STRIDE, start_backbone
 from repmlp.training.classifier import Classifier
 from repmlp.training.merge_check import compare_merged
 from repmlp.training.module import RecipeModule
@@ -63,12 +62,7 @@ class Segmentation(Classification):
         """Build UperNet; its backbone starts from the weights of a classifier where `backbone` names a file."""
         net = super().build_net(config, data)
         if config.get("backbone"):
-            if not isinstance(net.backbone, RepMLPNet):
-                raise ValueError(
-                    f"backbone={config['backbone']}: weights are read for a RepMLPNet alone, and "
-                    f"model.encoder={config['model']['encoder']} is none"
-                )
-            fresh = load_backbone(net.backbone, read(config["backbone"]))
+            fresh = start_backbone(net, Path(config["backbone"]).expanduser())
             log.info("backbone from %s; fresh: %s", config["backbone"], ", ".join(fresh) or "nothing")
         return net
 
