@@ -1,4 +1,4 @@
-"""Set the records beside the paper's figures: Tables 1 to 5, and one table for every other study.
+"""Set the records beside the paper's figures: Tables 1 to 6, and one table for every other study.
 
     python analysis/make_tables.py                  # the paper's -> results/tables/, a study's -> results/<study>/
     python analysis/make_tables.py --study demo     # one study
@@ -12,18 +12,20 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import segmentation_tables
 import timm
 import torch
+from table_parts import emit, listed, mean_std, read_paper
 
 from repmlp import RepMLPBlock, build_model
 from repmlp.cost import count_macs, count_params, count_params_layers, count_params_paper
-from repmlp.results import branch_label, by_setting, cell_key, determining, load_records
+from repmlp.results import MEASURED, branch_label, by_setting, cell_key, determining, load_records
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -57,6 +59,7 @@ PAPER_DATA: dict[str, dict[str, Any]] = {
     "imagenet": {"name": "imagenet", "n_train": None, "holdout": 0.0, "randaugment": 15},
 }
 PAPER_IMAGES = {"cifar100": (50_000, 10_000), "imagenet": (1_281_167, 50_000)}
+PRECISIONS = {"32-true": "", "bf16-mixed": " in bf16"}  # the paper names none; never averaged with each other
 VARIED = ("kernels", "share_sets", "global_perceptron")
 
 
@@ -74,8 +77,23 @@ def is_full_recipe(record: Mapping[str, Any], epochs: int = 100) -> bool:
         and (record["n_train"], record["n_eval"]) == PAPER_IMAGES[name]  # not another data set in its folder
         and model == MODELS.get(record["model"], {"arch": "timm", "variant": record["model"], "img_size": img_size})
         and model["img_size"] == img_size
-        and config["precision"] == "32-true"
+        and config["precision"] in PRECISIONS
     )
+
+
+def top1_of(records: list[Mapping[str, Any]]) -> tuple[pd.Series, str]:
+    """Return top-1 of the runs of a cell and how the cell shows it; float32 runs where there are any, else bfloat16."""
+    for precision, remark in PRECISIONS.items():
+        # by seed: two studies may hold the same run
+        by_seed = {
+            (r["seed"], r.get("processes", 1)): r["top1_pct"]
+            for r in records
+            if determining(r["config"])["precision"] == precision
+        }
+        if by_seed:
+            ours = pd.Series(by_seed, dtype=float)
+            return ours, mean_std(ours) + remark
+    return pd.Series(dtype=float), ""
 
 
 @cache
@@ -89,16 +107,6 @@ def counts(
     with torch.device("meta"):
         model = build_model(config, classes)
     return count_params(model), count_params_paper(model), count_macs(model, config["img_size"])
-
-
-def read_paper() -> pd.DataFrame:
-    """Read the printed figures; kernels and share_sets as tuples, global_perceptron as True, False or None."""
-    paper = pd.read_csv(Path(__file__).with_name("paper.csv"), dtype=str, keep_default_na=False)
-    for column in ("kernels", "share_sets"):
-        paper[column] = [tuple(int(n) for n in text.split()) for text in paper[column]]
-    paper["global_perceptron"] = [{"yes": True, "no": False, "": None}[text] for text in paper["global_perceptron"]]
-    paper["top1_pct"] = paper["top1_pct"].astype(float)
-    return paper
 
 
 @cache
@@ -175,17 +183,19 @@ def imagenet_table(number: str, records: pd.DataFrame, results: Path) -> pd.Data
     for row in paper[paper["table"] == number].itertuples():
         size = int(row.input)
         ours_net = row.model.startswith("repmlpnet")
-        by_seed = {
-            (r["seed"], r.get("processes", 1)): r["top1_pct"]
-            for r in recorded
-            if r["model"] == row.model
-            and r["kernels"] == ([1, 3] if ours_net else [])
-            and r["global_perceptron"] in (None, True)
-            and " ".join(map(str, r["share_sets"] or [])) == (structure(row.model)["share_sets"] if ours_net else "")
-            and r["config"]["data"]["img_size"] == size
-            and is_full_recipe(r, int(row.epochs))
-        }
-        ours = pd.Series(by_seed, dtype=float)
+        ours, shown = top1_of(
+            [
+                r
+                for r in recorded
+                if r["model"] == row.model
+                and r["kernels"] == ([1, 3] if ours_net else [])
+                and r["global_perceptron"] in (None, True)
+                and " ".join(map(str, r["share_sets"] or []))
+                == (structure(row.model)["share_sets"] if ours_net else "")
+                and r["config"]["data"]["img_size"] == size
+                and is_full_recipe(r, int(row.epochs))
+            ]
+        )
         params, macs = timm_counts(row.model, size) if row.model else (None, None)
         cells = {
             "model": row.label,
@@ -193,7 +203,7 @@ def imagenet_table(number: str, records: pd.DataFrame, results: Path) -> pd.Data
             "epochs": row.epochs,
             "paper top-1": f"{row.top1_pct:.1f}",
             "released top-1": row.released_pct,
-            "ours top-1": mean_std(ours),
+            "ours top-1": shown,
             "difference": f"{ours.mean() - row.top1_pct:+.2f}" if len(ours) else "",
             "paper MACs G": row.macs_printed,
             "our MACs G": f"{macs / 1e9:.3f}" if row.model else "",
@@ -239,29 +249,21 @@ def load_speeds(results: Path) -> pd.DataFrame:
     return pd.DataFrame(rows).pivot_table("images_per_second", "net", "setting", aggfunc="max")
 
 
-def mean_std(values: pd.Series) -> str:
-    """Write mean ± standard deviation, and n; no deviation for one value."""
-    if len(values) == 0:
-        return ""
-    deviation = f" ± {values.std():.2f}" if len(values) > 1 else ""
-    return f"{values.mean():.2f}{deviation} (n={len(values)})"
-
-
 def paper_table(number: str, records: pd.DataFrame) -> pd.DataFrame:
     """Make Table 4 or 5: the paper's top-1, ours by the full recipe, the difference, and the costs of both."""
     paper = read_paper()
     full = [r for r in records.to_dict("records") if is_full_recipe(r)]
     rows = []
     for row in paper[paper["table"] == number].itertuples():
-        # by seed: two studies may hold the same run
-        by_seed = {
-            (r["seed"], r.get("processes", 1)): r["top1_pct"]
-            for r in full
-            if (r["data"], r["model"], tuple(r["kernels"])) == (row.data, row.model, row.kernels)
-            and tuple(r["share_sets"] or ()) == row.share_sets
-            and r["global_perceptron"] == row.global_perceptron
-        }
-        ours = pd.Series(by_seed, dtype=float)
+        ours, shown = top1_of(
+            [
+                r
+                for r in full
+                if (r["data"], r["model"], tuple(r["kernels"])) == (row.data, row.model, row.kernels)
+                and tuple(r["share_sets"] or ()) == row.share_sets
+                and r["global_perceptron"] == row.global_perceptron
+            ]
+        )
         # what a '+' is counted from: Table 5, the net without branches; Table 4, without Global Perceptron
         reference = (
             ((), row.share_sets, row.global_perceptron) if number == "5" else (row.kernels, row.share_sets, False)
@@ -278,7 +280,7 @@ def paper_table(number: str, records: pd.DataFrame) -> pd.DataFrame:
             {
                 **cells,
                 "paper top-1": f"{row.top1_pct:.2f}",
-                "ours top-1": mean_std(ours),
+                "ours top-1": shown,
                 "difference": f"{ours.mean() - row.top1_pct:+.2f}" if len(ours) else "",
                 "paper MACs": row.macs_printed,
                 "our MACs": f"+{macs - base[2]:,}"
@@ -361,15 +363,11 @@ def study_table(records: pd.DataFrame) -> pd.DataFrame:
 def scale_line(records: pd.DataFrame) -> str:
     """Say in one line at which scale a study was run."""
     first = records.iloc[0]
-
-    def values(name: str) -> str:
-        return ", ".join(f"{v:,}" for v in sorted(set(records[name])))
-
     # `imagenet` stands for any data set in folders
     classes = f" ({first['num_classes']:.0f} classes)" if first.get("num_classes", 0) > 0 else ""
     return (
-        f"{first['data']}{classes}, {values('n_train')} training images, {values('epochs')} epochs, "
-        f"batch {values('batch_size')}, evaluated on {values('n_eval')} images after the last epoch."
+        f"{first['data']}{classes}, {listed(records['n_train'])} training images, {listed(records['epochs'])} epochs, "
+        f"batch {listed(records['batch_size'])}, evaluated on {listed(records['n_eval'])} images after the last epoch."
     )
 
 
@@ -397,7 +395,8 @@ PAPER_NOTES = {
         "numbers; the paper's ResMLP rows count a branch's batch norm as four numbers a channel (its running mean and "
         "variance too), its RepMLPNet rows as two: both counts are given. The '+20K', '+60K', '+10M' and '+26M' that "
         "the paper prints for ImageNet do not follow from its own network. 'ours' and 'difference' hold records of the "
-        "full recipe alone (100 epochs, 50,000 images, batch 128), last epoch, test set."
+        "full recipe alone (100 epochs, 50,000 images, batch 128), last epoch, test set; 'in bf16': trained in "
+        "bfloat16, shown where there is no float32 run."
     ),
 }
 STUDY_NOTE = (
@@ -407,16 +406,23 @@ STUDY_NOTE = (
 )
 
 
-def emit(name: str, title: str, note: str, table: pd.DataFrame, folder: Path) -> None:
-    """Write one table in three formats and print it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    text = f"## {title}\n\n{note}\n\n{table.to_markdown(index=False, disable_numparse=True)}\n"
-    (folder / f"{name}.md").write_text(text)
-    latex = table.astype(str).style.format(escape="latex").format_index(escape="latex", axis="columns")
-    caption = title.replace("_", r"\_")
-    (folder / f"{name}.tex").write_text(latex.hide(axis="index").to_latex(hrules=True, caption=caption))
-    table.to_csv(folder / f"{name}.csv", index=False)
-    print(text)
+def make_table_6(records: pd.DataFrame, folder: Path) -> None:
+    """Write Table 6, or say that segmentation_models.pytorch, which its counts need, is not installed."""
+    try:
+        table = segmentation_tables.paper_table(records)
+    except ModuleNotFoundError as error:
+        if error.name != "segmentation_models_pytorch":  # it is there and broken
+            raise
+        print(f"Table 6 is left out: {error}", file=sys.stderr)
+    else:
+        emit("table6", "Table 6", segmentation_tables.paper_note(records), table, folder)
+
+
+def settings(records: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """Yield (study, suffix for a file name, records): what may stand in one table."""
+    for study, of_study in records.groupby("study") if len(records) else ():
+        for suffix, rows in by_setting(of_study):
+            yield study, suffix, rows
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -427,8 +433,9 @@ def main(argv: list[str] | None = None) -> None:
         "--out", type=Path, help="folder for all tables (default: RESULTS/tables, a study's in its own)"
     )
     options = parser.parse_args(argv)
-    records = load_records(options.results, options.study)
-    if options.study and not len(records):
+    # in one line, so that Python's filter of warnings shows once what both reads say of a damaged record
+    records, masks = (load_records(options.results, options.study, task) for task in MEASURED)
+    if options.study and not len(records) and not len(masks):
         studies = sorted(p.parent.name for p in options.results.glob("*/records"))
         there = ", ".join(studies) or "none"
         sys.exit(f"error: no records of study {options.study!r} in {options.results}; there is: {there}")
@@ -445,12 +452,18 @@ def main(argv: list[str] | None = None) -> None:
             )
         for number in ("4", "5"):
             emit(f"table{number}", f"Table {number}", PAPER_NOTES[number], paper_table(number, records), folder)
-    for study, of_study in records.groupby("study") if len(records) else ():
-        for suffix, rows in by_setting(of_study):
-            full = all(is_full_recipe(r) for r in rows.to_dict("records"))
-            note = scale_line(rows) + " " + ("The paper's recipe." if full else STUDY_NOTE)
-            name = (f"study_{study}" if options.out else "table") + suffix
-            emit(name, f"Study {study}", note, study_table(rows), options.out or options.results / study)
+        make_table_6(masks, folder)
+    for study, suffix, rows in settings(records):
+        full = all(is_full_recipe(r) for r in rows.to_dict("records"))
+        note = scale_line(rows) + " " + ("The paper's recipe." if full else STUDY_NOTE)
+        name = (f"study_{study}" if options.out else "table") + suffix
+        emit(name, f"Study {study}", note, study_table(rows), options.out or options.results / study)
+    classified = set(records["study"]) if len(records) else ()
+    for study, suffix, rows in settings(masks):
+        beside = "_segmentation" if study in classified else ""  # the other kind has its table in the same folder
+        name = (f"study_{study}" if options.out else "table") + beside + suffix
+        note, table = segmentation_tables.study_note(rows), segmentation_tables.study_table(rows)
+        emit(name, f"Study {study}: segmentation", note, table, options.out or options.results / study)
 
 
 if __name__ == "__main__":

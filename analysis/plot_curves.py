@@ -1,4 +1,4 @@
-"""Draw a study's accuracy by epoch, and how local its kernels are, from its records.
+"""Draw a study's accuracy or mIoU by epoch, and how local its kernels are, from its records.
 
 python analysis/plot_curves.py locality_cifar100        # -> results/locality_cifar100/curves.png and .pdf
 """
@@ -13,11 +13,23 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from figures import save
 from matplotlib.ticker import MaxNLocator
+from segmentation_tables import with_setup
 
 from repmlp.locality import uniform_profile
-from repmlp.results import branch_label, by_setting, cell_key, load_records
+from repmlp.results import MEASURED, branch_label, by_setting, cell_key, load_records
 
 ROOT = Path(__file__).resolve().parents[1]
+# by task: the field of a curve, what it is, what the loss is, and the columns in which runs of one network may differ
+DRAWN = {
+    "classification": (
+        *("top1_pct", "top-1", "cross-entropy"),
+        {"share_sets": "S=", "global_perceptron": "Global Perceptron "},
+    ),
+    "segmentation": (
+        *("miou_pct", "mIoU", "cross-entropy, both heads"),
+        {"embedding": "embeddings ", "tile": "tiles of ", "start": "from "},
+    ),
+}
 
 
 def mean_curve(runs: pd.DataFrame, field: str) -> pd.Series:
@@ -31,37 +43,44 @@ def mean_curve(runs: pd.DataFrame, field: str) -> pd.Series:
 def near_share(runs: pd.DataFrame, which: str, distance: int = 1) -> pd.Series:
     """Return the mean over runs of the share of |weight| within `distance`, by spatial layer."""
     return pd.concat(
-        [pd.Series([layer[which][distance] for layer in locality]) for locality in runs["locality"]], axis=1
+        # a map of one cell has distance 0 alone; the last entry is always 1
+        [pd.Series([layer[which][: distance + 1][-1] for layer in locality]) for locality in runs["locality"]],
+        axis=1,
     ).mean(axis=1)
 
 
-def draw(records: pd.DataFrame, title: str, stem: Path) -> list[Path]:
-    """Draw one row of panels a network: top-1, training loss, and locality of the merged and of the bare kernels."""
+def draw(records: pd.DataFrame, title: str, stem: Path, task: str = "classification") -> list[Path]:
+    """Draw one row of panels a network: top-1 or mIoU, training loss, locality of the merged and of the bare kernels.
+
+    The third panel is empty for a network without spatial layers.
+    """
+    measure, word_of_measure, word_of_loss, differing = DRAWN[task]
     records = records.assign(
         label=[branch_label(kernels) for kernels in records["kernels"]], cell=[cell_key(c) for c in records["config"]]
     )
-    for field, word in (("share_sets", "S="), ("global_perceptron", "Global Perceptron ")):
+    for field, word in differing.items():
         if records.groupby("model")[field].agg(lambda column: len(set(map(str, column)))).max() > 1:
-            records["label"] += [f", {word}{value}" for value in records[field]]
+            records["label"] += ["" if value == "-" else f", {word}{value}" for value in records[field]]
     models = sorted(set(records["model"]))
     figure, axes = plt.subplots(len(models), 3, figsize=(15, 4.2 * len(models)), layout="constrained", squeeze=False)
     for row, model in zip(axes, models, strict=True):
         of_model = records[records["model"] == model]
         for number, ((label, _), runs) in enumerate(of_model.groupby(["label", "cell"], sort=False)):
             colour = f"C{number}"
-            for axis, field in zip(row, ("top1_pct", "train_loss"), strict=False):
+            for axis, field in zip(row, (measure, "train_loss"), strict=False):
                 curve = mean_curve(runs, field)
                 axis.plot(curve.index, curve, color=colour, marker="o", ms=3, label=f"{label} (n={len(runs)})")
             row[2].plot(100 * near_share(runs, "injected"), color=colour, marker="o", ms=4, label=label)
             row[2].plot(100 * near_share(runs, "trained"), color=colour, ls=":")
-        flat = [uniform_profile(tuple(layer["size"]))[1] for layer in of_model["locality"].iloc[0]]
+        row[2].set_visible(any(of_model["locality"]))
+        flat = [uniform_profile(tuple(layer["size"]))[:2][-1] for layer in of_model["locality"].iloc[0]]
         row[2].plot([100 * share for share in flat], color="grey", ls="--", label="flat kernel")
         row[2].plot([], [], color="black", ls=":", label="FC alone, before injection")
         row[2].set_ylim(0, 1.5 * row[2].get_ylim()[1])  # room for the legend
         for axis, name, label in zip(
             row,
-            ("top-1 of the net as trained", "training loss", "share of |weight| within distance 1"),
-            ("%", "cross-entropy", "%"),
+            (f"{word_of_measure} of the net as trained", "training loss", "share of |weight| within distance 1"),
+            ("%", word_of_loss, "%"),
             strict=True,
         ):
             axis.set_title(f"{model}: {name}", fontsize=10)
@@ -79,13 +98,19 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("study")
     parser.add_argument("--results", type=Path, default=ROOT / "results")
     options = parser.parse_args(argv)
-    records = load_records(options.results, options.study)
-    if not len(records):
+    # in one line, so that Python's filter of warnings shows once what both reads say of a damaged record
+    by_task = {task: load_records(options.results, options.study, task) for task in MEASURED}
+    there = [task for task, records in by_task.items() if len(records)]
+    if not there:
         sys.exit(f"error: no records of study {options.study!r} in {options.results}")
-    records = records.sort_values("kernels", key=lambda column: column.map(lambda k: (len(k), *k)))
-    for suffix, rows in by_setting(records):
-        for path in draw(rows, f"study {options.study}", options.results / options.study / f"curves{suffix}"):
-            print(path)
+    for task in there:
+        records = with_setup(by_task[task]) if task == "segmentation" else by_task[task]
+        records = records.sort_values("kernels", key=lambda column: column.map(lambda k: (len(k), *k)))
+        beside = "_segmentation" if task == "segmentation" and len(there) > 1 else ""
+        for suffix, rows in by_setting(records):
+            stem = options.results / options.study / f"curves{beside}{suffix}"
+            for path in draw(rows, f"study {options.study}", stem, task):
+                print(path)
 
 
 if __name__ == "__main__":

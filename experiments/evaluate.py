@@ -36,7 +36,7 @@ from repmlp.export import (
 )
 from repmlp.models import open_checkpoint
 from repmlp.results import PATHS, write_json
-from repmlp.training.launch import mistakes_in_one_line, run_command
+from repmlp.training.launch import device_of, mistakes_in_one_line, run_command
 from repmlp.training.merge_check import compare_merged
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     _check(config)
     if config.threads:
         torch.set_num_threads(config.threads)
-    device = _device(config.device)
+    device = device_of(config.device)
     net, network = open_checkpoint(Path(config.checkpoint).expanduser())
     if config.model.img_size is None:
         height, width = image_size(net, network)
@@ -197,16 +197,6 @@ def _check(config: DictConfig) -> None:
             continue
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}={value!r}: use a whole number, 1 or more")
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name not in ("cpu", "cuda"):
-        raise ValueError(f"device={name!r}: use cpu, cuda or auto")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device='cuda': torch finds no GPU here; use cpu")
-    return torch.device(name)
 
 
 def _check_onnx(session: InferenceSession, name: str, num_classes: int, img_size: int) -> None:

@@ -46,11 +46,14 @@ def test_bare_command_is_the_papers_recipe_and_fills_table_5(tmp_path):
     write(tmp_path, 10.0, "model=resmlp12_cifar", "recipe.epochs=20")
     write(tmp_path, 11.0, "model=resmlp12_cifar", "data.holdout=0.1")
     write(tmp_path, 12.0, "model=resmlp12_cifar", "model.width=64")
-    write(tmp_path, 13.0, "model=resmlp12_cifar", "trainer.precision=bf16-mixed")
+    write(tmp_path, 61.0, "model=resmlp12_cifar", "model.kernels=[]", "trainer.precision=bf16-mixed")
+    write(tmp_path, 64.0, "model=resmlp12_cifar", "model.kernels=[3]", "trainer.precision=bf16-mixed")
     table = make_tables.paper_table("5", load_records(tmp_path))
     both = cell(table, "repmlpnet_cifar", "1x1+3x3")
     assert (both["ours top-1"], both["difference"]) == ("67.50 ± 0.71 (n=2)", "+0.07")
-    assert cell(table, "resmlp12_cifar", "none")["difference"] == "+4.42"
+    none, three = cell(table, "resmlp12_cifar", "none"), cell(table, "resmlp12_cifar", "3x3")
+    assert (none["ours top-1"], none["difference"]) == ("60.00 (n=1)", "+4.42"), "float32 goes before bfloat16"
+    assert (three["ours top-1"], three["difference"]) == ("64.00 (n=1) in bf16", "+0.24")
     assert cell(table, "resmlp12_cifar", "1x1+3x3")["ours top-1"] == "", "reduced runs stay out of the paper's table"
     assert cell(table, "repmlpnet_cifar", "3x3")["difference"] == ""
 

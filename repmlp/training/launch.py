@@ -1,4 +1,4 @@
-"""What every training command does around one row: say which it is, run it, note how it ended, end with a status."""
+"""What the commands share: run one row and say how it ended, mistakes in one line, a status at the end."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -41,6 +42,20 @@ def run_job(config: DictConfig) -> None:
     outcome = run_row(plain)
     note_outcome(folder, number, outcome)
     log.log(logging.ERROR if outcome.state == "failed" else logging.INFO, outcome_line(outcome, number))
+
+
+def device_of(name: str) -> torch.device:
+    """Return the device that a setting names: "cpu", "cuda", or "auto" for a GPU where there is one.
+
+    Raises ValueError for another name, and for a GPU that is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name not in ("cpu", "cuda"):
+        raise ValueError(f"device={name!r}: use cpu, cuda or auto")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device='cuda': torch finds no GPU here; use cpu")
+    return torch.device(name)
 
 
 @contextlib.contextmanager
