@@ -46,12 +46,11 @@ import hydra
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
-from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
 from repmlp.data import build_segmentation_data
 from repmlp.data.segmentation import IGNORED, SegmentationInfo
-from repmlp.models import load_model
+from repmlp.models import check_num_classes, load_model, merged_copy
 from repmlp.repmlpnet import RepMLPNet
 from repmlp.results import PATHS, write_json
 from repmlp.segmentation import STRIDE, UperNet, distance_to_borders
@@ -127,11 +126,7 @@ def borders(config: DictConfig) -> tuple[Path, dict[str, Any]]:
     settings = OmegaConf.to_container(config.data, resolve=True)
     data = build_segmentation_data(settings, batch_size=1, seed=0)  # of training, which there is none of
     data.prepare_data()
-    if net.num_classes != data.info.num_classes:
-        raise ValueError(
-            f"{checkpoint} tells {net.num_classes} classes, data={settings['name']} has {data.info.num_classes}: "
-            "choose the data set that it was trained on, data=NAME data.root=FOLDER"
-        )
+    check_num_classes(checkpoint, net, settings["name"], data.info.num_classes)
     data.setup()
     names = data.eval_names
     bins = tile // 2 // config.bin
@@ -141,7 +136,7 @@ def borders(config: DictConfig) -> tuple[Path, dict[str, Any]]:
             "up to bin=8, or fewer images, n_images=N"
         )
 
-    merged = reparameterize_model(nn.ModuleList([net]))[0].to(device)  # timm visits children only
+    merged = merged_copy(net).to(device)
     pairs = (pair for batch in data.whole_evaluation() for pair in zip(*batch, strict=True))
     samples = ((name, image.to(device), mask) for name, (image, mask) in zip(names, pairs, strict=True))
     drawn = {names[i] for i in np.linspace(0, len(names) - 1, config.pictures).round().astype(int)}

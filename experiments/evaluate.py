@@ -34,7 +34,7 @@ from repmlp.export import (
     to_exported_program,
     to_onnx,
 )
-from repmlp.models import open_checkpoint
+from repmlp.models import check_num_classes, open_checkpoint
 from repmlp.results import PATHS, write_json
 from repmlp.training.launch import device_of, mistakes_in_one_line, run_command
 from repmlp.training.merge_check import compare_merged
@@ -74,11 +74,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     settings = OmegaConf.to_container(config.data, resolve=True)
     data = build_data(settings, batch_size=1, seed=0)  # of training, which there is none of
     data.prepare_data()
-    if net.num_classes != data.info.num_classes:
-        raise ValueError(
-            f"{config.checkpoint} tells {net.num_classes} classes, data={settings['name']} has "
-            f"{data.info.num_classes}: choose the data set that it was trained on, data=NAME data.root=FOLDER"
-        )
+    check_num_classes(config.checkpoint, net, settings["name"], data.info.num_classes)
     data.setup()
 
     others: dict[str, Callable[[Tensor], Tensor]] = {}

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import timm
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
 from repmlp import checkpoints
@@ -89,6 +90,20 @@ def build_model(config: Mapping[str, Any], num_classes: int = 100, inference_mod
         return ARCHITECTURES[arch](**arguments, num_classes=num_classes, inference_mode=inference_mode)
     except TypeError as error:
         raise ValueError(f"model {arch}: {error}") from error
+
+
+def merged_copy(model: nn.Module) -> nn.Module:
+    """Return a copy of any model with every part merged that has reparameterize(), its root too; the model stays."""
+    return reparameterize_model(nn.ModuleList([model]))[0]  # timm visits children only
+
+
+def check_num_classes(checkpoint: Path | str, model: nn.Module, data: str, num_classes: int) -> None:
+    """Raise ValueError where a checkpoint's model tells another number of classes than the data set `data` has."""
+    if model.num_classes != num_classes:
+        raise ValueError(
+            f"{checkpoint} tells {model.num_classes} classes, data={data} has {num_classes}: choose the data set that "
+            "it was trained on, data=NAME data.root=FOLDER"
+        )
 
 
 def save_model(path: Path, model: nn.Module, config: Mapping[str, Any], extra: Mapping[str, str] | None = None) -> None:

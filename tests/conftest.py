@@ -28,6 +28,17 @@ TINY = [
     "data.n_test=100",
     "trainer.accelerator=cpu",
 ]
+TINY_UPERNET = {
+    "name": "tiny",
+    "arch": "upernet",
+    "encoder": "repmlpnet_t224",
+    "img_size": 32,
+    "kernels": [1, 3],
+    "embed_kernel": 3,
+    "decoder_channels": 16,
+    "auxiliary_channels": 8,
+    "arguments": {"channels": [8, 16, 32, 64], "blocks": [1, 1, 1, 1], "share_sets": [1, 2, 4, 8]},
+}
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, command, randomise_norms
+from conftest import ROOT, TINY_UPERNET, command, randomise_norms
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from PIL import Image
@@ -25,17 +25,7 @@ scrambled_partition = importlib.import_module("scrambled_partition")
 scrambled = scrambled_partition.scrambled
 
 CLASSES = 11
-UPERNET = {
-    "name": "tiny",
-    "arch": "upernet",
-    "encoder": "repmlpnet_t224",
-    "img_size": 32,
-    "kernels": [1, 3],
-    "embed_kernel": 3,
-    "decoder_channels": 16,
-    "auxiliary_channels": 0,
-    "arguments": {"channels": [8, 16, 32, 64], "blocks": [1, 1, 1, 1], "share_sets": [1, 2, 4, 8]},
-}
+UPERNET = {**TINY_UPERNET, "auxiliary_channels": 0}
 RESNET = {
     "name": "control",
     "arch": "upernet",

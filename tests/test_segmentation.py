@@ -4,7 +4,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from conftest import randomise_norms
+from conftest import TINY_UPERNET, randomise_norms
 from torch import nn
 
 import repmlp
@@ -14,16 +14,6 @@ from repmlp.segmentation import distance_to_borders, predict
 from repmlp.training.schedule import poly_with_warmup
 from repmlp.training.segmenter import Segmenter, compare_merged_masks, pixel_metrics, summarise
 
-TINY_UPERNET = {
-    "arch": "upernet",
-    "encoder": "repmlpnet_t224",
-    "img_size": 32,
-    "kernels": [1, 3],
-    "embed_kernel": 3,
-    "decoder_channels": 16,
-    "auxiliary_channels": 8,
-    "arguments": {"channels": [8, 16, 32, 64], "blocks": [1, 1, 1, 1], "share_sets": [1, 2, 4, 8]},
-}
 RECIPE = {
     "epochs": 2, "warmup_epochs": 1, "lr_per_256": 0.01, "weight_decay": 0.1, "betas": [0.9, 0.999], "clip_norm": 5.0,
     "batch_size": 2, "label_smoothing": 0.0, "auxiliary_weight": 0.4, "window": None,
@@ -72,7 +62,7 @@ def test_saved_networks_come_back(tmp_path):
     net = tiny()
     for form, model in (("trained", net), ("merged", timm.utils.reparameterize_model(net))):
         path = tmp_path / f"{form}.safetensors"
-        save_model(path, model, {"name": "tiny", "backbone": "0" * 64, **TINY_UPERNET})
+        save_model(path, model, {**TINY_UPERNET, "backbone": "0" * 64})
         again, _ = load_model(path)
         images = torch.randn(1, 3, 64, 64)
         assert torch.equal(again(images), model(images))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 import torch
-from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
+from repmlp.models import merged_copy
 from repmlp.training.classifier import PartAccuracy, accuracy_metrics
 
 
@@ -27,7 +27,7 @@ def compare_merged(
     of images whose first guess differs.
     """
     net.eval()
-    merged = reparameterize_model(nn.ModuleList([net]))[0]  # timm visits children only
+    merged = merged_copy(net)
     device = next(net.parameters()).device
     both = [
         (accuracy_metrics(num_classes, sync_on_compute=False).to(device), PartAccuracy(parts or {}, False).to(device))

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.utils import reparameterize_model
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
 from repmlp.data.segmentation import IGNORED
+from repmlp.models import merged_copy
 from repmlp.segmentation import UperNet, check_window, predict
 from repmlp.training.module import RecipeModule
 
@@ -104,7 +104,7 @@ def compare_merged_masks(
     of pixels whose first guess differs, void ones too; eval_pixels, how many there are.
     """
     net.eval()
-    merged = reparameterize_model(nn.ModuleList([net]))[0]  # timm visits children only
+    merged = merged_copy(net)
     device = next(net.parameters()).device
     before, after = (pixel_metrics(len(classes), sync_on_compute=False).to(device) for _ in (net, merged))
     difference = total = torch.zeros((), dtype=torch.float64)
