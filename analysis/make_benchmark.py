@@ -12,16 +12,19 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
 from figures import save
-from make_tables import ROOT, emit, read_paper
 from matplotlib.ticker import FuncFormatter
+from table_parts import emit, read_paper
 
 from repmlp.results import branch_label
 
+ROOT = Path(__file__).resolve().parents[1]
 SETTING = ["device", "threads", "dtype", "engine", "batch_size"]
 # What the paper says of two networks' throughput: (name, ours, other, images/s of both as printed)
 CLAIMS = (
@@ -157,6 +160,28 @@ def pairs_table(rows: pd.DataFrame, slow: str) -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
+def segmentation_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Make the table of UperNet with its backbones, as trained and merged, one image at a time."""
+    trained = {(r["model"], r["run"]): r["seconds"] for _, r in rows[rows["form"] == "train-time"].iterrows()}
+    table = []
+    for _, row in rows.sort_values(["macs", "seconds"]).iterrows():
+        before = trained.get((row["model"], row["run"]))
+        merged = row["form"] == "merged" and before is not None
+        table.append(
+            {
+                "network": row["model"],
+                "image": row["size"],
+                "form": row["form"],
+                "MACs G": f"{row['macs'] / 1e9:.2f}",
+                "ms": milliseconds(row),
+                "% of matmul": f"{100 * row['share_of_matmul_peak']:.0f}",
+                "MiB": mebibytes(row["peak_memory_bytes"]),
+                "times faster by merging": f"{before / row['seconds']:.2f}" if merged else "",
+            }
+        )
+    return pd.DataFrame(table)
+
+
 def scaling_table(rows: pd.DataFrame) -> pd.DataFrame:
     """Make the table of how a set-sharing FC's time and memory grow, with the fitted exponents."""
     table = []
@@ -217,6 +242,12 @@ def draw(rows: pd.DataFrame, title: str, stem: Path) -> list[Path]:
     return save(figure, stem)
 
 
+def slug_of(where: Mapping[str, Any]) -> str:
+    """Return the part of a file name that tells a setting."""
+    slug = "_".join(re.sub(r"\W+", "-", str(where[name])) for name in ("device", "dtype", "engine"))
+    return f"{slug}_{where['threads']}threads_batch{where['batch_size']}"
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=ROOT / "results")
@@ -229,8 +260,7 @@ def main(argv: list[str] | None = None) -> None:
         of_kind = records[records["kind"] == kind]
         for setting, rows in of_kind.groupby(SETTING) if len(of_kind) else ():
             where = dict(zip(SETTING, setting, strict=True))
-            slug = "_".join(re.sub(r"\W+", "-", str(v)) for v in (where["device"], where["dtype"], where["engine"]))
-            slug += f"_{where['threads']}threads_batch{where['batch_size']}"
+            slug = slug_of(where)
             title = f"{kind.capitalize()}, batch {where['batch_size']}, {where['dtype']}, {where['engine']}"
             emit(f"{kind}_{slug}", title, note(rows), make(rows), folder)
             if kind == "inference":
@@ -253,6 +283,16 @@ def main(argv: list[str] | None = None) -> None:
             emit(
                 kind, kind.replace("_", " ").capitalize(), note(rows) + " MiB: on top of what is there.", table, folder
             )
+    rows = records[records["kind"] == "segmentation"]
+    for setting, of_setting in rows.groupby(SETTING) if len(rows) else ():
+        slug = slug_of(dict(zip(SETTING, setting, strict=True)))
+        emit(
+            f"segmentation_{slug}",
+            "UperNet, one image at a time",
+            note(of_setting),
+            segmentation_table(of_setting),
+            folder,
+        )
     rows = records[records["kind"] == "scaling"]
     if len(rows):
         emit("scaling", "Scaling of a merged set-sharing FC, batch 8", note(rows), scaling_table(rows), folder)

@@ -4,11 +4,12 @@
     python experiments/benchmark.py what=[inference] models=[repmlpnet_t224,resmlp_24_224] batch_sizes=[8]
     python experiments/benchmark.py what=[inference] engine=onnxruntime
     python experiments/benchmark.py what=[training]
+    python experiments/benchmark.py what=[segmentation]                       # UperNet before and after merging
     python experiments/benchmark.py device=cuda dtype=bfloat16 batch_sizes=[128] engine=compile
 
 Networks are timed in turn within a round, so that a busy moment hits all; medians and quartiles of the rounds are told.
 `plain` is RepMLPNet written as a published implementation would (plain_net.py). Speed does not depend on the weights,
-which are random. Records go to results/benchmark/measured/; `python analysis/make_tables.py` makes the tables of them.
+which are random. Records go to results/benchmark/measured/; `python analysis/make_benchmark.py` makes tables of them.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import copy
 import ctypes
 import gc
 import platform
+import re
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -31,21 +33,24 @@ import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig, OmegaConf
 from plain_net import PlainRepMLPNet, conv_to_fc_by_identity, merge_by_identity
-from timm.utils import reparameterize_model
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from repmlp import RepMLPNet, ResMLP, SetSharingFC, conv_to_fc, deploy
 from repmlp.cost import count_macs, count_params
+from repmlp.models import build_model, merged_copy
 from repmlp.results import branch_label, config_key, write_json
+from repmlp.segmentation import STRIDE
 from repmlp.training.launch import mistakes_in_one_line, run_command
 from repmlp.training.rows import git_state
 
-WHAT = ("inference", "branches", "training", "merging", "conv_to_fc", "scaling")
+WHAT = ("inference", "branches", "training", "merging", "conv_to_fc", "scaling", "segmentation")
 FORMS = ("plain", "train-time", "merged", "deployed")
 ENGINES = ("eager", "compile", "onnxruntime", "openvino")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TABLE_5 = ("repmlpnet_cifar", "resmlp12_cifar", "repmlpnet_t224", "repmlpnet_d256")
+MODELS = Path(__file__).resolve().parent / "conf/model"
+CITYSCAPES = 19  # classes
 CIFAR: dict[str, Callable[..., nn.Module]] = {"repmlpnet_cifar": RepMLPNet, "resmlp12_cifar": ResMLP}
 
 
@@ -63,6 +68,7 @@ def main(config: DictConfig) -> None:
                 "merging": merging,
                 "conv_to_fc": single_conversion,
                 "scaling": scaling,
+                "segmentation": segmentation,
             }[what](bench, options)
 
 
@@ -81,6 +87,8 @@ def check(options: Mapping[str, Any]) -> None:
             raise ValueError(f"{name}={options[name]}: use a list of whole numbers, 1 or more")
     for text in options["models"] + options["training_models"]:
         parse(text)
+    for text in options["segmentation_models"]:
+        parse_upernet(text)
 
 
 def parse(text: str) -> tuple[str, int]:
@@ -91,6 +99,17 @@ def parse(text: str) -> tuple[str, int]:
     if not timm.is_model(name) or (size and not size.isdigit()):
         raise ValueError(f"models: {text!r} is no network of timm or ours (NAME or NAME@PIXELS)")
     return name, int(size) if size else timm.get_pretrained_cfg(name).input_size[-1]
+
+
+def parse_upernet(text: str) -> tuple[str, tuple[int, int]]:
+    """Split NAME@HEIGHTxWIDTH; ValueError for an unknown network, or a size that it cannot take."""
+    found = re.fullmatch(r"(upernet\w*)@([1-9]\d*)x([1-9]\d*)", text)
+    if not found or not (MODELS / f"{found[1]}.yaml").is_file():
+        raise ValueError(f"segmentation_models: {text!r} is no upernet of experiments/conf/model/ (NAME@HEIGHTxWIDTH)")
+    height, width = int(found[2]), int(found[3])
+    if height % STRIDE or width % STRIDE:
+        raise ValueError(f"segmentation_models: {text!r}: height and width have to be multiples of {STRIDE}")
+    return found[1], (height, width)
 
 
 class Bench:
@@ -162,6 +181,7 @@ class Bench:
             "model",
             "form",
             "img_size",
+            "size",
             "batch_size",
             "engine",
             "device",
@@ -202,7 +222,7 @@ def in_form(model: nn.Module, form: str) -> nn.Module | None:
     if form == "train-time":
         return model
     if form == "merged":
-        return reparameterize_model(nn.ModuleList([model]))[0]
+        return merged_copy(model)
     if not isinstance(model, RepMLPNet):
         return None
     return deploy(model) if form == "deployed" else PlainRepMLPNet(in_form(model, "merged"))
@@ -353,6 +373,44 @@ def branches(bench: Bench, options: Mapping[str, Any]) -> None:
                 f"  {key[0]:16s} {branch_label(key[1]):8s} {line(bench.write('branches', row, seconds[key]))}",
                 flush=True,
             )
+
+
+# ---- segmentation
+
+
+def segmentation(bench: Bench, options: Mapping[str, Any]) -> None:
+    """Images a second of UperNet with each of its backbones, as trained and merged, one image at a time."""
+    runs: dict[Any, Callable[[], Any]] = {"matmul": matmul(bench)}
+    facts = {}
+    for text in options["segmentation_models"]:
+        name, (height, width) = parse_upernet(text)
+        torch.manual_seed(0)
+        model = build_model(OmegaConf.to_container(OmegaConf.load(MODELS / f"{name}.yaml")), CITYSCAPES).eval()
+        forms = {"train-time": model, "merged": merged_copy(model)}
+        if not isinstance(model.backbone, RepMLPNet):
+            forms = {"train-time": model}  # which has nothing to merge
+        for form, net in forms.items():
+            facts[name, form] = {
+                "model": name,
+                "form": form,
+                "size": f"{height}x{width}",
+                "macs": count_macs(net, (height, width)),
+            }
+            runs[name, form] = runner(net, options["engine"], torch.randn(1, 3, height, width), bench)
+    print(f"segmentation, {options['engine']}: {len(facts)} networks, {bench.rounds} rounds", flush=True)
+    seconds = bench.in_turn(runs)
+    peak = MATMUL_FLOP / middle(seconds["matmul"])
+    for key, fact in facts.items():
+        typical = middle(seconds[key])
+        row = {
+            **fact,
+            "batch_size": 1,
+            "engine": options["engine"],
+            "images_per_second": 1 / typical,
+            "share_of_matmul_peak": 2 * fact["macs"] / typical / peak,
+            "peak_memory_bytes": bench.peak_memory(runs[key]),
+        }
+        print(f"  {key[0]:20s} {key[1]:10s} {line(bench.write('segmentation', row, seconds[key]))}", flush=True)
 
 
 # ---- training

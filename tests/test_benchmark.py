@@ -92,8 +92,8 @@ def measured(tmp_path_factory):
     folder = tmp_path_factory.mktemp("benchmark")
     done = command(
         *("experiments/benchmark.py", "models=[repmlpnet_cifar,resnet18@32]", "batch_sizes=[1]", "rounds=2"),
-        *("what=[inference,training,conv_to_fc]", "training_batch_sizes=[2]", "device=cpu", "threads=1"),
-        f"results_dir={folder}",
+        *("what=[inference,training,conv_to_fc,segmentation]", "training_batch_sizes=[2]", "device=cpu", "threads=1"),
+        *("segmentation_models=[upernet_slim@96x64,upernet_slim_resnet@96x64]", f"results_dir={folder}"),
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
@@ -109,6 +109,8 @@ def test_command_writes_records(measured):
         assert record["macs"] in (468_329_472 + 2_949_120, 468_329_472)
     (ours,) = (r for r in records if r["kind"] == "conv_to_fc" and r["form"] == "ours")
     assert ours["same_bits"]
+    forms = {(r["model"], r["form"]): r for r in records if r["kind"] == "segmentation"}
+    assert len(forms) == 3 and forms["upernet_slim", "merged"]["macs"] < forms["upernet_slim", "train-time"]["macs"]
 
 
 @pytest.mark.parametrize(
@@ -117,6 +119,8 @@ def test_command_writes_records(measured):
         ("what=[speed]", "what=['speed']: use a list of inference"),
         ("engine=tensorrt", "engine='tensorrt': use eager"),
         ("models=[resnet_18]", "models: 'resnet_18' is no network"),
+        ("segmentation_models=[upernet_slim@384]", "'upernet_slim@384' is no upernet of"),
+        ("segmentation_models=[upernet_slim@360x480]", "have to be multiples of 32"),
         ("batch_sizes=[0]", "batch_sizes=[0]: use a list of whole numbers"),
     ],
 )
@@ -137,6 +141,8 @@ def test_tables_are_made_of_the_records(measured):
     assert speed_ups["plain"] == "1.00" and float(speed_ups["deployed"]) > 0 and speed_ups["fused"] == ""
     assert "ours ms" in (folder / "training.md").read_text()
     assert "MiB" in (folder / "conv_to_fc.md").read_text()
+    (segmentation,) = folder.glob("segmentation_*_batch1.csv")
+    assert [row.rsplit(",", 1)[1] != "" for row in segmentation.read_text().splitlines()[1:]].count(True) == 1
 
 
 def test_without_records_the_tables_say_what_to_run(tmp_path):
