@@ -1,5 +1,6 @@
 """Locality Injection for vision MLPs: train with convolutions beside fully-connected layers, deploy without them."""
 
+import repmlp.small_mlps  # noqa: F401  (registers its networks with timm)
 from repmlp.deploy import DeployedRepMLPNet, deploy
 from repmlp.inject import BatchNormStats, Branch, conv_to_fc, fuse_bn, merge_branches
 from repmlp.layers import GlobalPerceptron, LocalPerceptron, RepMLPBlock, SetSharingFC

@@ -412,3 +412,16 @@ def test_injecting_twice_is_refused():
         inject_locality(timm.utils.reparameterize_model(injected_net("gmlp")))
     again = inject_locality(merge_locality(injected_net("gmlp")))
     assert isinstance(again.blocks[1].mlp_channels.gate.proj, InjectedLinear)
+
+
+@pytest.mark.parametrize("name", ["resmlp_12_patch4_32", "gmlp_12_patch4_32"])
+def test_networks_of_cifars_size_take_branches_and_give_them_back(name):
+    plain = timm.create_model(name, num_classes=7)
+    net = randomise_norms(inject_locality(plain, (1, 3))).double().eval()
+    layers = [m for m in net.modules() if isinstance(m, InjectedLinear)]
+    assert len(layers) == 12 and {layer.size for layer in layers} == {(8, 8)}
+    draw_parameters(net.head)
+    images = torch.randn(3, 3, 32, 32, dtype=torch.float64)
+    expected = net(images)
+    plain.double().eval().load_state_dict(merge_locality(net).state_dict())
+    assert relative(plain(images), expected) < 1e-12
