@@ -162,10 +162,12 @@ def pairs_table(rows: pd.DataFrame, slow: str) -> pd.DataFrame:
 
 def segmentation_table(rows: pd.DataFrame) -> pd.DataFrame:
     """Make the table of UperNet with its backbones, as trained and merged, one image at a time."""
-    trained = {(r["model"], r["run"]): r["seconds"] for _, r in rows[rows["form"] == "train-time"].iterrows()}
+    trained = {
+        (r["model"], r["size"], r["run"]): r["seconds"] for _, r in rows[rows["form"] == "train-time"].iterrows()
+    }
     table = []
     for _, row in rows.sort_values(["macs", "seconds"]).iterrows():
-        before = trained.get((row["model"], row["run"]))
+        before = trained.get((row["model"], row["size"], row["run"]))
         merged = row["form"] == "merged" and before is not None
         table.append(
             {

@@ -42,6 +42,8 @@ def load(folder: Path) -> list[dict[str, Any]]:
         try:
             record = json.loads(path.read_text())
             counts = {name: np.array(record[name]) for name in ("correct", "labelled", "correct_far")}
+            for name in ("model", "key", "tiled", "summary", "distances", "views", *SETTING):
+                record[name]  # or KeyError
             found.append({**record, **counts, "path": path})
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is none of borders.py's files ({error}): run it again") from error

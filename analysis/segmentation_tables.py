@@ -208,7 +208,7 @@ COLUMNS_NOTE = (
     "mIoU: mean over the classes that occur, ± standard deviation over seeds; other figures are means over seeds. "
     "'changed pixels' (first guesses that merging changes) and 'merge error' (norm of the difference of the logits "
     "over their norm) are the largest of the seeds. Params and MACs are those of the training-time net, the auxiliary "
-    "head counted in the params alone; MACs of one image as evaluated."
+    "head counted in the params alone; MACs of one image, taken as a whole."
 )
 
 

@@ -112,6 +112,13 @@ def parse_upernet(text: str) -> tuple[str, tuple[int, int]]:
     return found[1], (height, width)
 
 
+def configuration(name: str) -> DictConfig:
+    """Read a network of conf/model/, which may be another one with changes."""
+    own = OmegaConf.load(MODELS / f"{name}.yaml")
+    bases = [configuration(base) for base in own.pop("defaults", []) if base != "_self_"]
+    return OmegaConf.merge(*bases, own)
+
+
 class Bench:
     """Where things run and how they are timed, and the writing of records."""
 
@@ -385,18 +392,18 @@ def segmentation(bench: Bench, options: Mapping[str, Any]) -> None:
     for text in options["segmentation_models"]:
         name, (height, width) = parse_upernet(text)
         torch.manual_seed(0)
-        model = build_model(OmegaConf.to_container(OmegaConf.load(MODELS / f"{name}.yaml")), CITYSCAPES).eval()
+        model = build_model(OmegaConf.to_container(configuration(name)), CITYSCAPES).eval()
         forms = {"train-time": model, "merged": merged_copy(model)}
         if not isinstance(model.backbone, RepMLPNet):
             forms = {"train-time": model}  # which has nothing to merge
         for form, net in forms.items():
-            facts[name, form] = {
+            facts[text, form] = {
                 "model": name,
                 "form": form,
                 "size": f"{height}x{width}",
                 "macs": count_macs(net, (height, width)),
             }
-            runs[name, form] = runner(net, options["engine"], torch.randn(1, 3, height, width), bench)
+            runs[text, form] = runner(net, options["engine"], torch.randn(1, 3, height, width), bench)
     print(f"segmentation, {options['engine']}: {len(facts)} networks, {bench.rounds} rounds", flush=True)
     seconds = bench.in_turn(runs)
     peak = MATMUL_FLOP / middle(seconds["matmul"])
@@ -410,7 +417,7 @@ def segmentation(bench: Bench, options: Mapping[str, Any]) -> None:
             "share_of_matmul_peak": 2 * fact["macs"] / typical / peak,
             "peak_memory_bytes": bench.peak_memory(runs[key]),
         }
-        print(f"  {key[0]:20s} {key[1]:10s} {line(bench.write('segmentation', row, seconds[key]))}", flush=True)
+        print(f"  {key[0]:28s} {key[1]:10s} {line(bench.write('segmentation', row, seconds[key]))}", flush=True)
 
 
 # ---- training

@@ -36,6 +36,7 @@ from repmlp.export import (
 )
 from repmlp.models import check_num_classes, open_checkpoint
 from repmlp.results import PATHS, write_json
+from repmlp.segmentation import UperNet
 from repmlp.training.launch import device_of, mistakes_in_one_line, run_command
 from repmlp.training.merge_check import compare_merged
 
@@ -68,6 +69,11 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
         torch.set_num_threads(config.threads)
     device = device_of(config.device)
     net, network = open_checkpoint(Path(config.checkpoint).expanduser())
+    if isinstance(net, UperNet):
+        raise ValueError(
+            f"{config.checkpoint} labels pixels: its record has mIoU before and after merging, and "
+            "experiments/borders.py measures it further"
+        )
     if config.model.img_size is None:
         height, width = image_size(net, network)
         config.model.img_size = height if height == width else None

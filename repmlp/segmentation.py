@@ -7,7 +7,6 @@ returns logits (N, K, H, W); `predict` takes images of any size.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,6 +49,11 @@ class UperNet(nn.Module):
         """Return the timm network that makes the maps, a RepMLPNet itself and not its wrapper."""
         wrapper = self.upernet.encoder.model
         return wrapper.model if isinstance(getattr(wrapper, "model", None), RepMLPNet) else wrapper
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the parts, so that with_auxiliary() runs what is compiled too; arguments: of torch.compile."""
+        for part in (self.upernet.encoder, self.upernet.decoder, self.upernet.segmentation_head):
+            part.compile(*args, **kwargs)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.upernet(images)
@@ -130,11 +134,14 @@ def start_backbone(net: UperNet, path: Path | str) -> list[str]:
             return checkpoints.load_backbone(net.backbone, tensors)
         own = net.backbone.state_dict()
         for name, tensor in own.items():
-            if name not in tensors:
+            # timm's wrapper of some networks writes the first dot of a name as _
+            there = name if name in tensors else name.replace("_", ".", 1)
+            if there not in tensors:
                 raise ValueError(f"{name} is missing: expected the weights of timm's {net.upernet.encoder.name}")
-            if tensors[name].shape != tensor.shape:
-                raise ValueError(f"{name} is {tuple(tensors[name].shape)} there and {tuple(tensor.shape)} here")
-        net.backbone.load_state_dict({name: tensors[name] for name in own})
+            if tensors[there].shape != tensor.shape:
+                raise ValueError(f"{there} is {tuple(tensors[there].shape)} there and {tuple(tensor.shape)} here")
+            own[name] = tensors[there]
+        net.backbone.load_state_dict(own)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return []
@@ -144,8 +151,9 @@ def predict(net: nn.Module, images: Tensor, window: Sequence[int] | None = None)
     """Return the logits of whole images of any size: (N, 3, H, W) -> (N, K, H, W).
 
     Images are padded at the bottom and right to multiples of 32 with zeros, the mean colour of normalised images, and
-    the logits are cropped back. window: (height, width) of windows that slide over the padded image by two thirds of
-    their size (mmsegmentation's habit), logits averaged where they overlap; None to take the image as a whole.
+    the logits are cropped back. window: (height, width) of windows that slide over the padded image by at most two
+    thirds of their size (mmsegmentation's habit; a side of 32 pixels by all of it), logits averaged where they overlap;
+    None to take the image as a whole.
     Raises ValueError for a window that is no two multiples of 32.
     """
     height, width = images.shape[2:]
@@ -171,9 +179,11 @@ def predict(net: nn.Module, images: Tensor, window: Sequence[int] | None = None)
 def check_window(window: Sequence[int] | None) -> None:
     """Raise ValueError for a window that is not None and no two multiples of 32."""
     if window is not None and (
-        len(window) != 2 or any(not isinstance(side, int) or side < 1 or side % STRIDE for side in window)
+        not isinstance(window, Sequence)
+        or len(window) != 2
+        or any(not isinstance(side, int) or side < 1 or side % STRIDE for side in window)
     ):
-        raise ValueError(f"window={list(window)}: use a height and a width that are multiples of {STRIDE}")
+        raise ValueError(f"window={window}: use [height, width], multiples of {STRIDE}")
 
 
 def _pad(images: Tensor) -> Tensor:
@@ -183,9 +193,9 @@ def _pad(images: Tensor) -> Tensor:
 
 
 def _window_starts(length: int, side: int) -> list[int]:
-    """Return where windows begin: evenly spread over the length, at most two thirds of a side apart, on the stride."""
-    steps = math.ceil((length - side) / (side * 2 / 3))
-    return [round((length - side) * i / max(1, steps) / STRIDE) * STRIDE for i in range(steps + 1)]
+    """Return where windows begin, on the stride: at most two thirds of a side apart, the last one at the end."""
+    apart = max(STRIDE, side * 2 // 3 // STRIDE * STRIDE)
+    return [*range(0, length - side, apart), length - side]
 
 
 def distance_to_borders(size: tuple[int, int], tile: int, offset: tuple[int, int] = (0, 0)) -> Tensor:

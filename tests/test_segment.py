@@ -5,13 +5,14 @@ import json
 import numpy as np
 import pytest
 import timm
-from conftest import command, compose_config, write_camvid
+from conftest import command, compose_config, tiny_config, write_camvid
 from PIL import Image
 from safetensors.torch import save_file
 
 from repmlp.checkpoints import read
 from repmlp.models import build_model, load_model, save_model
 from repmlp.results import record_path
+from repmlp.segmentation import start_backbone
 from repmlp.training import rows
 from repmlp.training.rows import row_key, run_row
 
@@ -57,7 +58,7 @@ def test_record_says_what_was_trained_and_measured(finished):
     assert record["miou_pct"] == pytest.approx(np.mean(list(record["class_iou_pct"].values())))
     assert record["curve"][-1]["miou_pct"] == pytest.approx(record["miou_pct"], abs=0.01)
     assert record["merge_error"] < 1e-5 and record["merge_disagreements"] <= 0.001 * record["eval_pixels"]
-    assert "data.root" not in record["config"] and "root" not in record["config"]["data"]
+    assert "root" not in record["config"]["data"] and finished["data"]["root"] not in json.dumps(record)
     assert len(record["locality"]) == 4  # layers
     net = build_model(record["config"]["model"], 11)
     assert record["params"] == sum(p.numel() for p in net.parameters())
@@ -123,6 +124,12 @@ def test_the_backbone_really_starts_from_the_weights(camvid, tmp_path):
         (["data.crop_size=[30,64]"], ["data.crop_size=[30, 64]", "32"]),
         (["recipe.schedule=steps"], ["recipe.schedule='steps'", "cosine or poly"]),
         (["recipe.window=[30,32]"], ["window=[30, 32]", "multiples of 32"]),
+        (["recipe.window=512"], ["window=512", "[height, width]"]),
+        (["recipe=cifar100", "recipe.batch_size=4"], ["the recipe lacks auxiliary_weight and window"]),
+        (["recipe.auxiliary_weight=abc"], ["recipe.auxiliary_weight='abc'"]),
+        (["recipe.batch_size=1"], ["recipe.batch_size=1 on 1 process", "two images"]),
+        (["task=x"], ["task=x", "classification or segmentation"]),
+        (["task=classification"], ["model=upernet_slim labels pixels", "segment.py"]),
         (["model.embed_kernel=4"], ["embed_kernel=4", "odd"]),
         (["model.encoder=resnet10t"], ["resnet10t is no RepMLPNet"]),
         (["data.root=nowhere"], ["nowhere", "data.root=FOLDER"]),
@@ -132,6 +139,29 @@ def test_mistakes_are_one_line(camvid, tmp_path, overrides, words):
     outcome = run_row(tiny(tmp_path, camvid, *overrides))
     assert outcome.state == "failed" and "\n" not in outcome.message
     assert all(word in outcome.message for word in words), outcome.message
+
+
+def test_a_classifier_takes_no_backbone_and_masks_no_classifier(tmp_path, camvid):
+    outcome = run_row({**tiny_config(tmp_path), "backbone": "file"})
+    assert outcome.state == "failed" and "backbone is a setting of experiments/segment.py" in outcome.message
+    outcome = run_row({**tiny(tmp_path, camvid), "model": tiny_config(tmp_path)["model"]})
+    assert outcome.state == "failed" and "model=repmlpnet_tiny labels no pixels" in outcome.message
+
+
+def test_names_that_timm_flattens_are_found(tmp_path):
+    weights = timm.create_model("convnext_atto", num_classes=7).state_dict()
+    save_file(weights, tmp_path / "convnext.safetensors")
+    config = {"arch": "upernet", "encoder": "convnext_atto", "decoder_channels": 16, "auxiliary_channels": 0}
+    net = build_model(config, 11)
+    assert start_backbone(net, tmp_path / "convnext.safetensors") == []
+    assert net.backbone.state_dict()["stem_0.weight"].equal(weights["stem.0.weight"])
+
+
+def test_images_without_any_label_are_said(camvid, tmp_path):
+    root = write_camvid(tmp_path / "data", train=2, test=1)
+    Image.fromarray(np.full((48, 64), 11, dtype=np.uint8)).save(root / "CamVid/testannot/a0.png")
+    outcome = run_row(tiny(tmp_path, root, "recipe.epochs=1", "recipe.warmup_epochs=0"))
+    assert outcome.state == "failed" and "no pixel of the images to evaluate on has a label" in outcome.message
 
 
 def test_other_backbones_start_from_timms_weights(camvid, tmp_path):

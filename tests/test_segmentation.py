@@ -1,5 +1,7 @@
 """UperNet: its parts, the prediction of whole images, the loss and the measures, and runs through the command."""
 
+from itertools import pairwise
+
 import pytest
 import timm
 import torch
@@ -8,6 +10,7 @@ from conftest import TINY_UPERNET, randomise_norms
 from torch import nn
 
 import repmlp
+from repmlp import segmentation
 from repmlp.cost import count_macs
 from repmlp.models import build_model, load_model, save_model
 from repmlp.segmentation import distance_to_borders, predict
@@ -48,6 +51,15 @@ def test_other_encoders_by_name():
         tiny(encoder="vit_tiny_patch16_224", **plain)
 
 
+def test_compiling_reaches_what_training_runs():
+    net = tiny()
+    net.compile(backend="eager")
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    net.with_auxiliary(torch.randn(1, 3, 64, 64))
+    assert torch._dynamo.utils.counters["frames"]["ok"] > 0
+
+
 def test_merging_through_the_wrapper_leaves_no_branch_and_the_same_logits():
     net = tiny().double()
     merged = timm.utils.reparameterize_model(net)
@@ -83,7 +95,7 @@ def test_images_of_any_size_are_padded_and_cropped_back():
 
 
 @pytest.mark.parametrize("size", [(45, 64), (160, 224), (64, 96), (32, 32), (97, 33)])
-@pytest.mark.parametrize("window", [(64, 64), (32, 96), (96, 32)])
+@pytest.mark.parametrize("window", [(64, 64), (32, 96), (96, 32), (96, 96)])
 def test_sliding_windows_cover_every_pixel(size, window):
     net = Flip()
     images = torch.randn(1, 3, *size)
@@ -102,6 +114,10 @@ def test_overlapping_windows_are_averaged():
 
     logits = predict(Where(), torch.zeros(1, 3, 64, 96), (64, 64))  # windows at 0 and 32
     assert logits[0, 0, 0].unique().tolist() == [1.0, 1.5, 2.0]
+    for length, side in ((192, 64), (2048, 256), (1024, 512), (96, 96), (160, 128)):
+        starts = segmentation._window_starts(length, side)
+        assert starts[0] == 0 and starts[-1] == length - side and all(start % 32 == 0 for start in starts)
+        assert all(0 < b - a <= side * 2 / 3 for a, b in pairwise(starts))
     with pytest.raises(ValueError, match="multiples of 32"):
         predict(Flip(), torch.zeros(1, 3, 64, 64), (60, 64))
 

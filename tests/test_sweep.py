@@ -95,6 +95,16 @@ def test_every_sweep_composes_and_has_the_rows_it_says():
         assert len(rows) == len({row_key(row) for row in rows}) == count
 
 
+def test_sweeps_of_segmentation_are_the_same_rows_for_both_commands():
+    for name, data, epochs in (("segmentation", "cityscapes", 216), ("segmentation_small", "camvid", 30)):
+        with initialize_config_dir(str(ROOT / "experiments/conf"), version_base="1.3"):
+            params = compose("segment", [f"+sweep={name}"], return_hydra_config=True).hydra.sweeper.params
+        for overrides in sweep_rows(params, []):
+            rows = [compose_config(f"+sweep={name}", *overrides, name=command) for command in ("segment", "config")]
+            assert row_key(rows[0]) == row_key(rows[1]) and rows[0]["study"] == f"{name}_{data}"
+            assert (rows[0]["data"]["name"], rows[0]["recipe"]["epochs"]) == (data, epochs)
+
+
 def test_summary_counts_rows_that_never_reported(tmp_path, capsys):
     start_plan(tmp_path, 2)
     note_outcome(tmp_path, 0, Outcome("finished", "first", "k", seconds=3))

@@ -99,7 +99,7 @@ class DecodedData(L.LightningDataModule):
         )
 
     def val_dataloader(self) -> DataLoader:
-        """All images of evaluation, in order; each process takes its share, in the same number of batches."""
+        """All images of evaluation, in order; each process takes its share, in as many batches, or one fewer."""
         return self._evaluation(*place(self.trainer))
 
     def whole_evaluation(self) -> DataLoader:

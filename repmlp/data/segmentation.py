@@ -302,8 +302,8 @@ def train_transform(crop_size: tuple[int, int], scale: tuple[float, float]) -> T
 
     crop_size: (h, w). scale: the factor is drawn evenly from it. Where a scaled image is smaller than the crop, it lies
     somewhere in it, surrounded by the mean colour and by 255.
-    The steps of mmsegmentation's Cityscapes recipe, with a milder jitter (of every second image, half the change of
-    hue) and without its second try where a crop is of one class nearly throughout.
+    The order of mmsegmentation's Cityscapes recipe; the jitter is torchvision's, of every second image, and there is no
+    second try where a crop is of one class nearly throughout.
     """
     return v2.Compose(
         [

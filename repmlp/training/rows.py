@@ -95,6 +95,9 @@ def run_row(config: Mapping[str, Any]) -> Outcome:
     label = row_label(config)
     try:
         _check_numbers(config)
+        if config["task"] not in TASKS:
+            raise ValueError(f"task={config['task']}: use {' or '.join(TASKS)}")
+        TASKS[config["task"]].check(config)
         config = with_backbone(config)
     except (ValueError, OSError) as error:
         return Outcome("failed", label, "", one_line(error))

@@ -13,7 +13,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardInd
 
 from repmlp.data.segmentation import IGNORED
 from repmlp.models import merged_copy
-from repmlp.segmentation import UperNet, check_window, predict
+from repmlp.segmentation import UperNet, predict
 from repmlp.training.module import RecipeModule
 
 
@@ -35,6 +35,8 @@ def summarise(metrics: MetricCollection, classes: Sequence[str]) -> dict[str, fl
     """Return miou, pixel_accuracy and iou_<class> in percent; classes that occur nowhere are left out of the mean."""
     values = metrics.compute()
     iou = 100 * values["iou"]
+    if iou.isnan().all():
+        raise ValueError("no pixel of the images to evaluate on has a label: nothing can be measured")
     return {
         "miou": float(iou.nanmean()),
         "pixel_accuracy": 100 * float(values["pixel_accuracy"]),
@@ -45,7 +47,8 @@ def summarise(metrics: MetricCollection, classes: Sequence[str]) -> dict[str, fl
 class Segmenter(RecipeModule):
     """Cross-entropy over labelled pixels, and the auxiliary head's with its weight (0.4 in mmsegmentation's UperNet).
 
-    Paper: RepMLPNet Section 5.3.
+    Paper: RepMLPNet Section 5.3. The mean is over the labelled pixels of a process, so that with several processes it
+    depends a little on how the images are dealt out.
 
     net: a UperNet. recipe, steps_per_epoch, seed: see RecipeModule; the recipe also has label_smoothing,
     auxiliary_weight, and window: see `repmlp.segmentation.predict`. classes: their names.
@@ -55,7 +58,6 @@ class Segmenter(RecipeModule):
         self, net: UperNet, recipe: Mapping[str, Any], steps_per_epoch: int, classes: Sequence[str], seed: int = 0
     ):
         super().__init__(net, recipe, steps_per_epoch, seed)
-        check_window(recipe["window"])  # before the first evaluation does, after hours
         self.classes = tuple(classes)
         self.val_metrics = pixel_metrics(len(self.classes))
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from repmlp.data import build_data, build_segmentation_data
 from repmlp.models import build_model
-from repmlp.segmentation import STRIDE, start_backbone
+from repmlp.segmentation import STRIDE, check_window, start_backbone
 from repmlp.training.classifier import Classifier
 from repmlp.training.merge_check import compare_merged
 from repmlp.training.module import RecipeModule
@@ -27,6 +27,13 @@ class Classification:
 
     def build_data(self, config: Mapping[str, Any]) -> Any:
         return build_data(config["data"], config["recipe"]["batch_size"], config["seed"])
+
+    def check(self, config: Mapping[str, Any]) -> None:
+        """Raise ValueError for settings that fit no run of this task."""
+        if config["model"].get("arch") == "upernet":
+            raise ValueError(f"model={config['model']['name']} labels pixels: train it with experiments/segment.py")
+        if config.get("backbone"):
+            raise ValueError("backbone is a setting of experiments/segment.py: a classifier starts from nothing")
 
     def build_net(self, config: Mapping[str, Any], data: Any) -> nn.Module:
         return build_model(config["model"], data.info.num_classes)
@@ -57,6 +64,26 @@ class Segmentation(Classification):
 
     def build_data(self, config: Mapping[str, Any]) -> Any:
         return build_segmentation_data(config["data"], config["recipe"]["batch_size"], config["seed"])
+
+    def check(self, config: Mapping[str, Any]) -> None:
+        recipe, trainer = config["recipe"], config["trainer"]
+        if config["model"].get("arch") != "upernet":
+            raise ValueError(f"model={config['model']['name']} labels no pixels: use one of the upernets, model=NAME")
+        if missing := {"auxiliary_weight", "window"} - recipe.keys():
+            raise ValueError(
+                f"the recipe lacks {' and '.join(sorted(missing))}: use recipe=segmentation or another one"
+            )
+        weight = recipe["auxiliary_weight"]
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or weight < 0:
+            raise ValueError(f"recipe.auxiliary_weight={weight!r}: use a number, not negative")
+        check_window(recipe["window"])
+        processes = trainer["devices"] * trainer["num_nodes"]
+        if recipe["batch_size"] < 2 * processes and not trainer["sync_batchnorm"]:
+            raise ValueError(
+                f"recipe.batch_size={recipe['batch_size']} on {processes} process(es): a batch norm of UperNet sees "
+                "one number an image, so each process needs two images; use fewer devices or "
+                "trainer.sync_batchnorm=true"
+            )
 
     def build_net(self, config: Mapping[str, Any], data: Any) -> nn.Module:
         """Build UperNet; its backbone starts from the weights of a classifier where `backbone` names a file."""
