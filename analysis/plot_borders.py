@@ -28,7 +28,8 @@ NOTE = (
     "within {near} pixels of a line; far: the same pixels where they are at least {far} pixels from all lines; a "
     "network without tiles lies under the same grid and is the control. Intervals: 95 %, over blocks of {block} "
     "consecutive images, the same ones for all networks; they do not hold what another seed of the training would "
-    "change. changed: pixels that are not guessed the same in all phases."
+    "change. changed: pixels that are not guessed the same in all phases. jumps: how often the guesses of "
+    "neighbours differ across a line, and of the same neighbours where the line is elsewhere."
 )
 
 
@@ -110,6 +111,11 @@ def table(records: Sequence[Mapping[str, Any]], found: pd.DataFrame) -> pd.DataF
                 if np.isnan(row.over_control)
                 else f"{row.over_control:+.2f} ({row.control_low:+.2f} to {row.control_high:+.2f})",
                 "changed %": f"{summary['differing_pct']:.2f}",
+                "jumps across a line %": f"{summary['seam_pct']:.2f}",
+                "elsewhere %": f"{summary['no_seam_pct']:.2f}",
+                "difference": "({:+.2f} to {:+.2f})".format(*summary["seam_interval"])
+                if summary["seam_interval"]
+                else "",
             }
         )
     return pd.DataFrame(rows)

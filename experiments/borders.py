@@ -24,6 +24,10 @@ What does not cancel: a pixel in the middle of a tile is nearer to the crop's ed
 in some phases and farther in others, and convolutions feel that edge from afar. A network without tiles, measured
 with the same grid, shows how much that is; analysis/plot_borders.py subtracts it.
 
+Errors that hit a whole tile are as frequent in its middle as at its border and show at its edges alone. So the pairs of
+neighbouring pixels that a line runs between in some phase are looked at too: how often the two guesses differ where
+the line is there, and how often the same two differ where it is elsewhere.
+
 Intervals are 95 % by bootstrap over images, and over blocks of consecutive ones; the wider, second one is the honest
 one where the images are frames of a video. Neither knows what another seed of the training would have brought.
 
@@ -84,13 +88,14 @@ class Counts(NamedTuple):
 
     correct, labelled: views of pixels with a label, and those with the right guess among them. correct_far: those of
     the same views whose pixel has the right guess where it is in the middle of a tile. differing: (images,), pixels
-    whose guess is not the same in all phases.
+    whose guess is not the same in all phases. seams: (images, 4), see count_seams.
     """
 
     correct: np.ndarray
     labelled: np.ndarray
     correct_far: np.ndarray
     differing: np.ndarray
+    seams: np.ndarray
 
 
 class Picture(NamedTuple):
@@ -156,7 +161,7 @@ def borders(config: DictConfig) -> tuple[Path, dict[str, Any]]:
         "n_images": len(names),
         "summary": summarise(counts, tile, config.step, config.bin, config.block),
         "distances": list(range(0, tile // 2, config.bin)),
-        **{name: getattr(counts, name).tolist() for name in ("correct", "labelled", "correct_far")},
+        **{name: getattr(counts, name).tolist() for name in ("correct", "labelled", "correct_far", "seams")},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
         "threads": torch.get_num_threads(),
         "versions": {name: version(name) for name in ("torch", "timm", "numpy", "segmentation-models-pytorch")},
@@ -209,17 +214,47 @@ def look(net: nn.Module, image: Tensor, layout: Layout) -> Tensor:
     return torch.cat(guesses)
 
 
-def count(guesses: Tensor, mask: Tensor, layout: Layout, bin_width: int) -> tuple[Tensor, int]:
-    """Count one image's views by distance: guesses (P, h, w), mask (H, W).
-
-    Returns correct, labelled and correct_far of Counts as (3, bins), and how many labelled pixels' guesses differ.
-    """
-    seen = torch.stack(
+def views(guesses: Tensor, layout: Layout) -> Tensor:
+    """Cut the pixels that count out of every crop's guesses: (P, h, w) -> (P, rows, columns)."""
+    return torch.stack(
         [
             guess[layout.rows.start - y : layout.rows.stop - y, layout.columns.start - x : layout.columns.stop - x]
             for guess, (y, x) in zip(guesses, layout.corners, strict=True)
         ]
     )
+
+
+def count_seams(seen: Tensor, labelled: Tensor, layout: Layout, tile: int) -> Tensor:
+    """Count neighbours that a line runs between in some phase: seen (P, rows, columns), labelled (rows, columns).
+
+    Returns four numbers: views of such pairs across a line and those among them whose guesses differ, then the same of
+    the views in which the line is elsewhere. Pairs without a label are left out.
+    """
+    counts = torch.zeros(4, dtype=torch.int64)
+    for axis, side in enumerate((layout.rows, layout.columns)):
+        second = [slice(None)] * 2
+        first = list(second)
+        first[axis], second[axis] = slice(None, -1), slice(1, None)
+        differ = seen[(slice(None), *first)] != seen[(slice(None), *second)]
+        there = labelled[tuple(first)] & labelled[tuple(second)]
+        # (pairs,), where the second pixel lies in the image; (P, pairs), whether it is the first one of a tile
+        at = torch.arange(side.start + 1, side.stop)
+        line = torch.stack([(at - corner[axis]) % tile == 0 for corner in layout.corners])
+        some = line.any(dim=0)
+        shape = (-1, len(at), 1) if axis == 0 else (-1, 1, len(at))
+        for number, where in enumerate((line, some & ~line)):
+            pairs = where.view(shape) & there
+            counts[2 * number : 2 * number + 2] += torch.stack([pairs.sum(), (pairs & differ).sum()])
+    return counts
+
+
+def count(guesses: Tensor, mask: Tensor, layout: Layout, tile: int, bin_width: int) -> tuple[Tensor, int, Tensor]:
+    """Count one image's views by distance: guesses (P, h, w), mask (H, W).
+
+    Returns correct, labelled and correct_far of Counts as (3, bins), how many labelled pixels' guesses differ, and
+    count_seams.
+    """
+    seen = views(guesses, layout)
     truth = mask[layout.rows, layout.columns]
     labelled = truth != IGNORED
     correct = seen == truth  # no guess is 255
@@ -229,7 +264,8 @@ def count(guesses: Tensor, mask: Tensor, layout: Layout, bin_width: int) -> tupl
     n = int(bins.max()) + 1
     which = (correct, labelled.expand_as(bins), correct_far.expand_as(bins))
     counts = torch.stack([torch.bincount(bins[each], minlength=n) for each in which])
-    return counts, int(((seen != seen[0]).any(dim=0) & labelled).sum())
+    differing = int(((seen != seen[0]).any(dim=0) & labelled).sum())
+    return counts, differing, count_seams(seen, labelled, layout, tile)
 
 
 def measure(
@@ -248,15 +284,16 @@ def measure(
     Raises ValueError where the images are too small, or where nothing is labelled at some distance.
     """
     layouts: dict[tuple[int, int], Layout] = {}
-    counts, differing, pictures = [], [], []
+    counts, differing, seams, pictures = [], [], [], []
     for name, image, mask in samples:
         size = tuple(mask.shape)
         if size not in layouts:
             layouts[size] = lay_out(size, tile, step, margin)
         guesses = look(net, image, layouts[size])
-        of_image, different = count(guesses, mask, layouts[size], bin_width)
+        of_image, different, at_lines = count(guesses, mask, layouts[size], tile, bin_width)
         counts.append(of_image)
         differing.append(different)
+        seams.append(at_lines)
         if name in keep:
             there = tuple(slice(0, side) for side in layouts[size].size)
             pictures.append(Picture(name, image[(..., *there)].cpu(), mask[there], guesses[0]))
@@ -264,14 +301,16 @@ def measure(
     correct, labelled, correct_far = torch.stack(counts, dim=1).numpy()
     if not labelled.sum(axis=0).all():
         raise ValueError("no pixel is labelled at some distance from the tiles' borders: use more images")
-    return Counts(correct, labelled, correct_far, np.array(differing)), pictures
+    return Counts(correct, labelled, correct_far, np.array(differing), torch.stack(seams).numpy()), pictures
 
 
 def summarise(counts: Counts, tile: int, step: int, bin_width: int, block: int) -> dict[str, Any]:
     """Return accuracy over all views, near a line, of the same pixels seen from the middle of a tile, and near - far.
 
     Percent and percentage points; intervals [low, high] over images and over blocks of them, None where there are fewer
-    than two. differing_pct: pixels whose guess is not the same in all phases.
+    than two. differing_pct: pixels whose guess is not the same in all phases. seam_pct, no_seam_pct: neighbours whose
+    guesses differ across a line, and the same neighbours where the line is elsewhere; seam_interval: of the first less
+    the second, over blocks.
     """
     near = np.arange(counts.labelled.shape[1]) * bin_width < NEAR
     # (images, bins) -> (images,)
@@ -283,6 +322,11 @@ def summarise(counts: Counts, tile: int, step: int, bin_width: int, block: int) 
         "near_minus_far_points": pooled(correct - far, labelled),
         "differing_pct": counts.differing.sum() / (counts.labelled.sum() / (tile // step) ** 2),
     }
+    found["seam_pct"], found["no_seam_pct"] = pooled(counts.seams[:, 1::2], counts.seams[:, ::2])
+    found["seam_interval"] = None
+    if len(labelled) > block:
+        samples = pooled(counts.seams[:, 1::2], counts.seams[:, ::2], bootstrap_weights(len(labelled), block))
+        found["seam_interval"] = interval(samples[:, 0] - samples[:, 1])
     for name, size in (("interval_images", 1), ("interval_blocks", block)):
         found[name] = None
         if len(labelled) > size:
@@ -306,7 +350,9 @@ def sentence(results: Mapping[str, Any]) -> str:
         f"{found['near_minus_far_points']:+.2f} points"
         + (f" (95 %: {', '.join(intervals)})" if intervals else "")
         + "; "
-        f"{found['differing_pct']:.2f} % of the pixels are not guessed the same in all {results['views']} phases"
+        f"{found['differing_pct']:.2f} % of the pixels are not guessed the same in all {results['views']} phases; "
+        f"neighbours differ {found['seam_pct']:.2f} % of the time across a line, the same ones "
+        f"{found['no_seam_pct']:.2f} % where it is elsewhere"
     )
 
 

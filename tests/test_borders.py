@@ -3,6 +3,7 @@
 import importlib
 import json
 import sys
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +106,20 @@ def test_counts_are_those_of_plain_loops(size, tile, step, margin):
                 for distance, guess in views:
                     expected[:, distance // 2] += (guess == truth, 1, middle)
                 differing += len({guess for _, guess in views}) > 1
+        seams = [0, 0, 0, 0]
+        inside = [range(tile - step + margin, side - margin) for side in (height, width)]
+        for row, column in product(*inside):
+            for down, right in ((1, 0), (0, 1)):
+                a, b = row + down, column + right
+                if a not in inside[0] or b not in inside[1] or 255 in (mask[row, column], mask[a, b]):
+                    continue
+                lines = [(a - y) % tile == 0 if down else (b - x) % tile == 0 for y, x in guesses]
+                for crossed, ((y, x), guess) in zip(lines, guesses.items(), strict=True):
+                    if any(lines):
+                        differs = int(guess[row - y, column - x]) != int(guess[a - y, b - x])
+                        seams[0 if crossed else 2] += 1
+                        seams[1 if crossed else 3] += differs
+        assert counts.seams[i].tolist() == seams and seams[0] and seams[2]
         assert np.array_equal(np.stack([each[i] for each in counts[:3]]), expected)
         assert counts.differing[i] == differing
 
@@ -173,6 +188,23 @@ def test_an_effect_is_told_from_chance(effect):
         low, high = summary[name]
         assert low <= -100 * effect <= high and high - low < 3, name
         assert effect == 0 or high < -5
+
+
+def test_seams_are_found():
+    """Every second tile is guessed wrong as a whole: no pixel of it is worse than another, but its edges show."""
+
+    def every_second_tile(crops):
+        rows, columns = (torch.arange(side) // 32 for side in crops.shape[2:])
+        return ((rows[:, None] + columns) % 2 == 1).expand(crops[:, 0].shape)
+
+    same = [(name, image * torch.tensor([0, 1, 1])[:, None, None], mask * 0) for name, image, mask in samples(8)]
+    counts, _ = borders.measure(Fake(every_second_tile), same, 32, 16, 8, 4)
+    summary = borders.summarise(counts, 32, 16, 4, 2)
+    assert (summary["seam_pct"], summary["no_seam_pct"], summary["seam_interval"]) == (100, 0, [100, 100])
+    assert summary["near_minus_far_points"] == 0  # which the accuracy at borders does not tell
+    counts, _ = borders.measure(Fake(lambda crops: crops[:, 1] > 9), samples(8), 32, 16, 8, 4)  # nothing is wrong
+    summary = borders.summarise(counts, 32, 16, 4, 2)
+    assert summary["seam_pct"] == summary["no_seam_pct"] and summary["seam_interval"] == [0, 0]
 
 
 def test_few_images_have_no_interval():
