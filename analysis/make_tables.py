@@ -360,6 +360,38 @@ def study_table(records: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def settings_table(records: pd.DataFrame) -> pd.DataFrame:
+    """Make the table of a study that varies its recipe: a row a configuration, with the settings that differ."""
+    described = []
+    for record in records.to_dict("records"):
+        config = {k: v for k, v in determining(record["config"]).items() if k != "seed"}
+        described.append({"model.name": record["model"], **_flat(config)})
+    names = list(dict.fromkeys(name for each in described for name in each))
+    names = [n for n in names if len({json.dumps(each.get(n)) for each in described}) > 1]
+    rows = [
+        {name: json.dumps(each[name]) if name in each else "-" for name in names}
+        | {"top1": record["top1_pct"], "images": record["n_eval"]}
+        for each, record in zip(described, records.to_dict("records"), strict=True)
+    ]
+    table = [
+        {
+            **dict(zip(names, values, strict=True)),
+            "top-1": mean_std(of_cell["top1"]),
+            "of images": listed(of_cell["images"]),
+        }
+        for values, of_cell in pd.DataFrame(rows).groupby(names, sort=True)
+    ]
+    return pd.DataFrame(table)
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Write nested settings by dotted names, as the command line has them."""
+    flat = {}
+    for name, value in config.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return flat
+
+
 def scale_line(records: pd.DataFrame) -> str:
     """Say in one line at which scale a study was run."""
     first = records.iloc[0]
@@ -458,6 +490,13 @@ def main(argv: list[str] | None = None) -> None:
         note = scale_line(rows) + " " + ("The paper's recipe." if full else STUDY_NOTE)
         name = (f"study_{study}" if options.out else "table") + suffix
         emit(name, f"Study {study}", note, study_table(rows), options.out or options.results / study)
+    for study, of_study in records.groupby("study") if len(records) else ():
+        if len(list(by_setting(of_study))) > 1:
+            name = f"settings_{study}" if options.out else "settings"
+            note = f"{scale_line(of_study)} Settings that differ, one row a configuration; last epoch."
+            emit(
+                name, f"Study {study}: settings", note, settings_table(of_study), options.out or options.results / study
+            )
     classified = set(records["study"]) if len(records) else ()
     for study, suffix, rows in settings(masks):
         beside = "_segmentation" if study in classified else ""  # the other kind has its table in the same folder

@@ -165,6 +165,25 @@ def test_only_runs_of_one_setting_are_averaged(tmp_path):
     ]  # fmt: skip
 
 
+def test_settings_that_differ_stand_beside_each_other(tmp_path):
+    for top1, overrides in (
+        (50.0, ["recipe.lr_per_256=0.001"]),
+        (52.0, ["recipe.lr_per_256=0.001", "seed=1"]),
+        (55.0, []),
+        (56.0, ["recipe.decay_all=true"]),
+    ):
+        write(tmp_path, top1, "data.holdout=0.1", *overrides)
+    table = make_tables.settings_table(load_records(tmp_path))
+    assert list(table.columns) == ["recipe.lr_per_256", "recipe.decay_all", "top-1", "of images"]
+    assert sorted(map(tuple, table.to_numpy().tolist())) == [
+        ("0.001", "-", "51.00 ± 1.41 (n=2)", "10,000"),
+        ("0.002", "-", "55.00 (n=1)", "10,000"),
+        ("0.002", "true", "56.00 (n=1)", "10,000"),
+    ]
+    make_tables.main(["--results", str(tmp_path), "--study", "locality_cifar100"])
+    assert (tmp_path / "locality_cifar100/settings.md").is_file()
+
+
 def test_one_seed_makes_nothing_clear(tmp_path):
     write(tmp_path, 50.0, "model.kernels=[]")
     write(tmp_path, 60.0, "model.kernels=[3]")
