@@ -5,8 +5,13 @@ Paper: RepMLPNet Figure 3 and Appendix A.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from repmlp.models import SPATIAL_LAYERS
 
 
 def kernel_map(weight: Tensor, size: tuple[int, int], share_set: int, point: tuple[int, int]) -> Tensor:
@@ -47,6 +52,36 @@ def uniform_profile(size: tuple[int, int]) -> list[float]:
     """Return the locality profile of a matrix whose entries are all of the same magnitude."""
     h, w = size
     return locality_profile(torch.ones(1, h * w, h * w), size)
+
+
+def locality_index(profile: Sequence[float], size: tuple[int, int]) -> float:
+    """Return how much nearer to the output point |weight| lies than in a flat kernel, whatever the size of the map.
+
+    1 - (mean distance of |weight|) / (mean distance of a flat kernel's): 0 for a kernel without locality, 1 where all
+    weight is on the point itself, below 0 where it shuns the point; 0 on a map of one cell.
+    profile: from `locality_profile`, for the same size.
+    """
+    # the mean of a distance d is the sum over r >= 0 of the share that lies further away than r
+    mean, flat = (sum(1 - share for share in each) for each in (profile, uniform_profile(size)))
+    return 1 - mean / flat if flat else 0.0
+
+
+def network_profiles(net: nn.Module) -> list[dict[str, Any]]:
+    """Return the locality profile of every spatial layer of a network, in the order of its modules.
+
+    One entry a layer: layer (its name), size, and its `locality_profile` as `trained` (the FC alone, on the scale of
+    the merged kernel) and as `injected` (with its branches). [] for a network without such layers.
+    """
+    profiles = []
+    with torch.no_grad():
+        for name, layer in net.named_modules():
+            if isinstance(layer, SPATIAL_LAYERS):
+                before, after = (
+                    [round(share, 6) for share in locality_profile(layer.merged(branches=b)[0], layer.size)]
+                    for b in (False, True)
+                )
+                profiles.append({"layer": name, "size": list(layer.size), "trained": before, "injected": after})
+    return profiles
 
 
 def _distances(size: tuple[int, int]) -> Tensor:

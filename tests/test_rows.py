@@ -16,6 +16,7 @@ from conftest import ROOT, TINY, command, tiny_config
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from repmlp.locality import locality_index
 from repmlp.results import REQUIRED, read_record, record_path
 from repmlp.training import rows
 from repmlp.training.classifier import Classifier
@@ -61,6 +62,9 @@ def test_record_holds_everything(finished):
     assert {"texture_pct", "arrangement_pct", "texture_merged_pct"} <= record.keys()
     assert len(record["locality"]) == 4 and record["locality"][0]["trained"][-1] == pytest.approx(1)
     assert record["locality"][0]["injected"][1] > record["locality"][0]["trained"][1]
+    for which, by_layer in record["curve"][-1]["locality"].items():
+        final = [locality_index(layer[which], layer["size"]) for layer in record["locality"]]
+        assert by_layer == pytest.approx(final, abs=2e-5)
     assert record["config"]["recipe"]["epochs"] == 2 and record["train_seconds"] > 0
     path = record_path(finished["results_dir"], finished["study"], row_key(finished))
     assert finished["output_dir"] not in path.read_text(), "records are published: no folders in them"

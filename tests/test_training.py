@@ -10,7 +10,8 @@ from timm.scheduler import CosineLRScheduler
 from torch import nn
 
 from repmlp import build_model
-from repmlp.locality import kernel_map, locality_profile, uniform_profile
+from repmlp.layers import SetSharingFC
+from repmlp.locality import kernel_map, locality_index, locality_profile, network_profiles, uniform_profile
 from repmlp.randomness import derive_seed
 from repmlp.training.classifier import Classifier, PartAccuracy
 from repmlp.training.merge_check import compare_merged
@@ -120,6 +121,38 @@ def test_locality_profile_of_known_matrices():
     # 3x3 neighbourhoods on a 3x3 map: 4 cells at corners, 6 at edges, 9 in the middle
     assert uniform_profile((3, 3))[1] == pytest.approx((4 * 4 + 4 * 6 + 9) / 81)
     assert locality_profile(torch.randn(1, 25, 25), (5, 5))[-1] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("size", [(3, 4), (5, 5), (1, 7), (8, 8)])
+def test_locality_index_is_one_less_the_mean_distance_over_a_flat_kernels(size):
+    h, w = size
+    weight = torch.randn(2, h * w, h * w, dtype=torch.float64)
+    means = []
+    for magnitude in (weight.abs(), torch.ones_like(weight)):
+        distances = []
+        for s in range(2):
+            for out in range(h * w):
+                share = magnitude[s, out] / magnitude[s, out].sum()
+                far = [max(abs(out // w - i // w), abs(out % w - i % w)) for i in range(h * w)]
+                distances.append(float(share @ torch.tensor(far, dtype=torch.float64)))
+        means.append(sum(distances) / len(distances))
+    assert locality_index(locality_profile(weight, size), size) == pytest.approx(1 - means[0] / means[1], abs=1e-12)
+    identity = torch.eye(h * w).unsqueeze(0)
+    assert locality_index(locality_profile(identity, size), size) == pytest.approx(1)
+    assert locality_index(uniform_profile(size), size) == pytest.approx(0)
+    assert locality_index(locality_profile(1 - identity, size), size) < 0
+    assert locality_index(uniform_profile((1, 1)), (1, 1)) == 0.0
+
+
+def test_profiles_of_a_network_tell_the_fc_from_its_branches():
+    net = build_model({"arch": "repmlpnet", "channels": [8], "blocks": [2], "share_sets": [2], "kernels": [3]}, 10)
+    layers = [module for module in net.modules() if isinstance(module, SetSharingFC)]
+    with torch.no_grad():
+        layers[1].local_perceptron.norms["3"].weight.zero_()  # a branch that adds nothing
+    first, second = network_profiles(net)
+    assert first["injected"][1] > first["trained"][1] and second["injected"] == second["trained"]
+    assert second["size"] == list(layers[1].size) and net.get_submodule(second["layer"]) is layers[1]
+    assert network_profiles(nn.Linear(3, 3)) == []
 
 
 def test_kernel_map_is_the_papers():

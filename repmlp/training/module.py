@@ -14,6 +14,7 @@ from timm.optim import param_groups_weight_decay
 from torch import nn
 from torchmetrics import MeanMetric
 
+from repmlp.locality import locality_index, network_profiles
 from repmlp.randomness import derive_seed
 from repmlp.training.schedule import SCHEDULES
 
@@ -27,7 +28,8 @@ class RecipeModule(L.LightningModule):
     net: the network. recipe: epochs, warmup_epochs, lr_per_256, weight_decay, betas, clip_norm, batch_size (of all
     processes together); schedule, one of SCHEDULES, "cosine" where it is not said; decay_all, for weight decay on
     biases and one-dimensional parameters too. steps_per_epoch: optimizer steps. seed: of the run.
-    `curve` holds one entry an epoch and is kept in checkpoints, as are `train_seconds` (evaluation not counted) and
+    `curve` holds one entry an epoch; where there was an evaluation, also the `locality_index` of each spatial layer
+    before and after injection. It is kept in checkpoints, as are `train_seconds` (evaluation not counted) and
     `commits`, the versions of the code that trained: `commit` is added to them when training starts or goes on.
     Raises FloatingPointError at the end of an epoch whose loss is not finite.
     """
@@ -95,9 +97,18 @@ class RecipeModule(L.LightningModule):
                 f"the training loss is {loss} in epoch {self.current_epoch}: lower recipe.lr_per_256"
             )
         entry = {"epoch": self.current_epoch, "train_loss": loss, "lr": self.optimizers().param_groups[0]["lr"]}
-        entry |= {f"{name}_pct": value for name, value in self.validation_results().items()}
+        results = self.validation_results()
+        entry |= {f"{name}_pct": value for name, value in results.items()}
+        shown = {name: float(value) for name, value in entry.items() if name != "epoch"}
+        if results:
+            profiles = network_profiles(self.net)
+            entry["locality"] = {
+                which: [round(locality_index(each[which], each["size"]), 5) for each in profiles]
+                for which in ("trained", "injected")
+            }
+            shown |= {f"locality_{which}": float(np.mean(v)) for which, v in entry["locality"].items() if v}
         self.curve.append(entry)
-        self.log_dict({k: float(v) for k, v in entry.items() if k != "epoch"}, rank_zero_only=True)
+        self.log_dict(shown, rank_zero_only=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["curve"] = self.curve

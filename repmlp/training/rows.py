@@ -32,8 +32,8 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from repmlp.cost import count_macs, count_params, count_params_paper
-from repmlp.locality import locality_profile
-from repmlp.models import SPATIAL_LAYERS, check_state_dict, save_model
+from repmlp.locality import network_profiles
+from repmlp.models import check_state_dict, save_model
 from repmlp.results import (
     PATHS,
     BadRecord,
@@ -306,7 +306,7 @@ def _train(config: Mapping[str, Any], folder: Path, path: Path) -> None:
         "params": params,
         "params_paper_rule": params_paper,
         "macs": macs,
-        "locality": _locality(net),
+        "locality": network_profiles(net),
         "train_seconds": module.train_seconds,
         "images_per_second": len(module.curve)
         * module.steps_per_epoch
@@ -441,19 +441,6 @@ def _published(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the whole configuration but for folders and for how the command was given: records are published."""
     kept = {k: v for k, v in config.items() if k not in ("results_dir", "output_dir", "rerun", "backbone")}
     return json.loads(json.dumps({**kept, "data": {k: v for k, v in kept["data"].items() if k not in PATHS}}))
-
-
-def _locality(net: torch.nn.Module) -> list[dict[str, Any]]:
-    """Return the locality profile of every spatial layer, as trained and after the injection."""
-    profiles = []
-    for name, layer in net.named_modules():
-        if isinstance(layer, SPATIAL_LAYERS):
-            before, after = (
-                [round(share, 6) for share in locality_profile(layer.merged(branches=b)[0], layer.size)]
-                for b in (False, True)
-            )
-            profiles.append({"layer": name, "size": list(layer.size), "trained": before, "injected": after})
-    return profiles
 
 
 def _device_name(device: torch.device) -> str:
