@@ -83,8 +83,8 @@ def test_absent_data_is_said_once_with_the_remedy(tmp_path):
 def test_every_sweep_composes_and_has_the_rows_it_says():
     expected = {
         "locality": 8, "locality_small": 8, "demo": 8, "share_sets": 2, "global_perceptron": 4, "kernels": 12,
-        "sharing": 12, "fractions": 8, "any_mlp": 4, "fractions_small": 8, "kernels_small": 12, "locality_imagenet": 4, "share_sets_imagenet": 4,
-        "segmentation": 3, "segmentation_small": 3,
+        "sharing": 12, "fractions": 8, "any_mlp": 4, "fractions_small": 8, "kernels_small": 12,
+        "locality_imagenet": 4, "share_sets_imagenet": 4, "segmentation": 3, "segmentation_small": 3,
     }  # fmt: skip
     assert {path.stem for path in (ROOT / "experiments/conf/sweep").glob("*.yaml")} == expected.keys()
     for name, count in expected.items():
