@@ -21,6 +21,7 @@ import pandas as pd
 import segmentation_tables
 import timm
 import torch
+from cells import differing_settings, standard_error
 from table_parts import emit, listed, mean_std, read_paper
 
 from repmlp import RepMLPBlock, build_model
@@ -298,14 +299,6 @@ def paper_table(number: str, records: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def standard_error(rows: pd.DataFrame) -> float:
-    """Return the standard error of a cell's mean top-1 in points: over seeds, or of the images where n is 1."""
-    if len(rows) > 1:
-        return rows["top1_pct"].std() / len(rows) ** 0.5
-    p = rows["top1_pct"].iloc[0] / 100
-    return 100 * (p * (1 - p) / rows["n_eval"].iloc[0]) ** 0.5
-
-
 def study_table(records: pd.DataFrame) -> pd.DataFrame:
     """Make the table of one study: every cell's accuracy as trained and merged, and its gain over its first cell.
 
@@ -362,34 +355,18 @@ def study_table(records: pd.DataFrame) -> pd.DataFrame:
 
 def settings_table(records: pd.DataFrame) -> pd.DataFrame:
     """Make the table of a study that varies its recipe: a row a configuration, with the settings that differ."""
-    described = []
-    for record in records.to_dict("records"):
-        config = {k: v for k, v in determining(record["config"]).items() if k != "seed"}
-        described.append({"model.name": record["model"], **_flat(config)})
-    names = list(dict.fromkeys(name for each in described for name in each))
-    names = [n for n in names if len({json.dumps(each.get(n)) for each in described}) > 1]
-    rows = [
-        {name: json.dumps(each[name]) if name in each else "-" for name in names}
-        | {"top1": record["top1_pct"], "images": record["n_eval"]}
-        for each, record in zip(described, records.to_dict("records"), strict=True)
-    ]
+    differing = differing_settings(records)
+    names = list(differing)
+    shown = differing.map(lambda value: "-" if value is not None and value != value else json.dumps(value))  # NaN
     table = [
         {
             **dict(zip(names, values, strict=True)),
-            "top-1": mean_std(of_cell["top1"]),
-            "of images": listed(of_cell["images"]),
+            "top-1": mean_std(of_cell["top1_pct"]),
+            "of images": listed(of_cell["n_eval"]),
         }
-        for values, of_cell in pd.DataFrame(rows).groupby(names, sort=True)
+        for values, of_cell in records.join(shown).groupby(names, sort=True)
     ]
     return pd.DataFrame(table)
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Write nested settings by dotted names, as the command line has them."""
-    flat = {}
-    for name, value in config.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return flat
 
 
 def scale_line(records: pd.DataFrame) -> str:

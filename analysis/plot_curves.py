@@ -40,6 +40,22 @@ def mean_curve(runs: pd.DataFrame, field: str) -> pd.Series:
     return pd.concat(curves, axis=1).mean(axis=1)
 
 
+def index_curve(runs: pd.DataFrame, which: str) -> pd.Series:
+    """Return the mean over runs and spatial layers of the locality index, by epoch from 1; of runs that kept it."""
+    curves = [
+        pd.Series(
+            {
+                e["epoch"] + 1: sum(e["locality"][which]) / len(e["locality"][which])
+                for e in curve
+                if e.get("locality", {}).get(which)
+            },
+            dtype=float,
+        )
+        for curve in runs["curve"]
+    ]
+    return pd.concat(curves, axis=1).mean(axis=1)
+
+
 def near_share(runs: pd.DataFrame, which: str, distance: int = 1) -> pd.Series:
     """Return the mean over runs of the share of |weight| within `distance`, by spatial layer."""
     return pd.concat(
@@ -50,9 +66,10 @@ def near_share(runs: pd.DataFrame, which: str, distance: int = 1) -> pd.Series:
 
 
 def draw(records: pd.DataFrame, title: str, stem: Path, task: str = "classification") -> list[Path]:
-    """Draw one row of panels a network: top-1 or mIoU, training loss, locality of the merged and of the bare kernels.
+    """Draw one row of panels a network: top-1 or mIoU, training loss, locality by layer and by epoch.
 
-    The third panel is empty for a network without spatial layers.
+    The last two show merged kernels and bare ones; they are empty for a network without spatial layers, and the last is
+    left out where no run kept its locality by epoch.
     """
     measure, word_of_measure, word_of_loss, differing = DRAWN[task]
     records = records.assign(
@@ -62,7 +79,10 @@ def draw(records: pd.DataFrame, title: str, stem: Path, task: str = "classificat
         if records.groupby("model")[field].agg(lambda column: len(set(map(str, column)))).max() > 1:
             records["label"] += ["" if value == "-" else f", {word}{value}" for value in records[field]]
     models = sorted(set(records["model"]))
-    figure, axes = plt.subplots(len(models), 3, figsize=(15, 4.2 * len(models)), layout="constrained", squeeze=False)
+    panels = 4 if any(entry.get("locality", {}).get("trained") for curve in records["curve"] for entry in curve) else 3
+    figure, axes = plt.subplots(
+        len(models), panels, figsize=(5 * panels, 4.2 * len(models)), layout="constrained", squeeze=False
+    )
     for row, model in zip(axes, models, strict=True):
         of_model = records[records["model"] == model]
         for number, ((label, _), runs) in enumerate(of_model.groupby(["label", "cell"], sort=False)):
@@ -72,16 +92,24 @@ def draw(records: pd.DataFrame, title: str, stem: Path, task: str = "classificat
                 axis.plot(curve.index, curve, color=colour, marker="o", ms=3, label=f"{label} (n={len(runs)})")
             row[2].plot(100 * near_share(runs, "injected"), color=colour, marker="o", ms=4, label=label)
             row[2].plot(100 * near_share(runs, "trained"), color=colour, ls=":")
-        row[2].set_visible(any(of_model["locality"]))
+            if panels == 4:
+                row[3].plot(index_curve(runs, "injected"), color=colour, marker="o", ms=3, label=label)
+                row[3].plot(index_curve(runs, "trained"), color=colour, ls=":")
+        for axis in row[2:]:
+            axis.set_visible(any(of_model["locality"]))
         flat = [uniform_profile(tuple(layer["size"]))[:2][-1] for layer in of_model["locality"].iloc[0]]
         row[2].plot([100 * share for share in flat], color="grey", ls="--", label="flat kernel")
-        row[2].plot([], [], color="black", ls=":", label="FC alone, before injection")
-        row[2].set_ylim(0, 1.5 * row[2].get_ylim()[1])  # room for the legend
+        for axis in row[2:]:
+            axis.plot([], [], color="black", ls=":", label="FC alone, before injection")
+            axis.set_ylim(min(0, axis.get_ylim()[0]), 1.5 * axis.get_ylim()[1])  # room for the legend
         for axis, name, label in zip(
             row,
-            (f"{word_of_measure} of the net as trained", "training loss", "share of |weight| within distance 1"),
-            ("%", word_of_loss, "%"),
-            strict=True,
+            (
+                *(f"{word_of_measure} of the net as trained", "training loss", "share of |weight| within distance 1"),
+                "locality index, mean over layers",
+            ),
+            ("%", word_of_loss, "%", "0: flat, 1: all on the point"),
+            strict=False,
         ):
             axis.set_title(f"{model}: {name}", fontsize=10)
             axis.set_ylabel(label)

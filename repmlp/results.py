@@ -47,7 +47,7 @@ PATHS = ("root", "download", "workers", "eval_batch_size")
 NEUTRAL = {
     "model": {"drop_path_rate": 0.0, "arguments": None, "backbone": None},
     "recipe": {"mixup": 0.0, "cutmix": 0.0, "ema_decay": 0.0, "decay_all": False},
-    "data": {"n_eval": None, "label": "imagenet"},
+    "data": {"n_eval": None, "label": "imagenet", "randaugment": None},
 }
 
 

@@ -15,6 +15,8 @@ from repmlp.training.rows import row_key, run_row
 sys.path.insert(0, str(ROOT / "analysis"))
 make_tables = importlib.import_module("make_tables")
 plot_kernels = importlib.import_module("plot_kernels")
+plot_locality = importlib.import_module("plot_locality")
+plot_study = importlib.import_module("plot_study")
 
 
 def full_record(config: dict, top1: float) -> dict:
@@ -223,6 +225,8 @@ def test_commands_make_tables_and_pictures(trained):
     [
         ("make_tables", ["--study", "none"], "no records of study 'none'"),
         ("plot_curves", ["none"], "no records of study 'none'"),
+        ("plot_study", ["none"], "no records of study 'none'"),
+        ("plot_locality", ["--study", "none"], "no records with spatial layers of none"),
         ("plot_kernels", ["--study", "none"], "no weights of study 'none'"),
         ("plot_kernels", ["/none/model.safetensors"], "no checkpoint at /none/model.safetensors"),
         ("plot_kernels", ["--study", "s", "--block", "99"], "block 99 does not exist: there are 4"),
@@ -244,3 +248,82 @@ def test_points_outside_that_exceed_some_inside():
     values[2, 2], values[0, 4], values[4, 0], values[0, 0] = 9.0, 5.0, 3.0, 1.0
     assert plot_kernels.outside_stronger(values, (2, 2), 3) == [(0, 4), (4, 0)]
     assert plot_kernels.outside_stronger(values, (2, 2), 0) == []
+
+
+# ---- studies: gains, locality
+
+
+def test_gains_are_over_the_fewest_branches_at_the_same_settings(tmp_path):
+    small = ["data.n_train=5000", "recipe.epochs=1000"]
+    for top1, overrides in (
+        (50.0, ["model.kernels=[]"]), (52.0, ["model.kernels=[]", "seed=1"]),
+        (60.0, ["model.kernels=[1,3]"]), (60.0, ["model.kernels=[1,3]", "seed=1"]),
+        (20.0, ["model.kernels=[]", *small]), (20.0, ["model.kernels=[1,3]", *small]),
+    ):  # fmt: skip
+        write(tmp_path, top1, *overrides)
+    records = load_records(tmp_path)
+    records["n_train"] = [config["data"]["n_train"] or 50_000 for config in records["config"]]
+    table, axis = plot_study.cells(records)
+    assert axis == "data.n_train (others change with it)"
+    assert list(table["at"]) == ["5000", "5000", "50000", "50000"] and list(table["line"]) == ["none", "1x1+3x3"] * 2
+    assert list(table["n"]) == [1, 1, 2, 2] and list(table["top1"]) == [20, 20, 51, 60]
+    assert list(table["gain"].dropna()) == [0, 9], "an equal accuracy is a gain of nothing, not a second reference"
+    error = 100 * (0.2 * 0.8 / 10_000) ** 0.5
+    assert table["gain_error"].iloc[1] == pytest.approx(2**0.5 * error) and table["gain_error"].iloc[3] == 1.0
+    plot_study.main(["locality_cifar100", "--results", str(tmp_path)])
+    assert "+9.00 ± 2.00" in (tmp_path / "locality_cifar100/gains.md").read_text()
+    assert (tmp_path / "locality_cifar100/gains.png").stat().st_size > 10_000
+
+
+def test_branches_are_the_axis_where_nothing_else_but_the_network_differs(tmp_path):
+    for model, tops in (("repmlpnet_cifar", (59, 65)), ("resmlp12_cifar", (55, 63))):
+        for kernels, top1 in zip(("[]", "[1,3,5]"), tops, strict=True):
+            write(tmp_path, float(top1), f"model={model}", f"model.kernels={kernels}")
+    table, axis = plot_study.cells(load_records(tmp_path))
+    assert axis == "branches" and list(table["at"]) == ["none", "1x1+3x3+5x5"] * 2
+    assert list(table["line"]) == ["repmlpnet_cifar"] * 2 + ["resmlp12_cifar"] * 2
+    assert list(table["gain"].dropna()) == [6, 8]
+
+
+def test_share_sets_stand_in_the_order_of_their_numbers(tmp_path):
+    for sets in ("[16,64]", "[8,32]", "[2,8]"):
+        write(tmp_path, 50.0, f"model.share_sets={sets}")
+    assert list(plot_study.cells(load_records(tmp_path))[0]["at"]) == ["2,8", "8,32", "16,64"]
+
+
+def test_steps_are_compared_with_the_recipe_that_they_change(tmp_path):
+    for top1, step in ((60.0, "plain"), (61.0, "mixup"), (58.0, "longer"), (63.0, "[mixup,rand_augment]")):
+        write(tmp_path, top1, f"+step={step}", "data.holdout=0.1")
+    table = plot_study.steps(load_records(tmp_path)).set_index("at")
+    assert list(table["gain"].dropna()) == [1, 3, -2] and list(table.index) == [
+        "reference", "recipe.mixup=0.4", "data.randaugment=9\nrecipe.mixup=0.4",
+        "recipe.epochs=300\nrecipe.warmup_epochs=30",
+    ]  # fmt: skip
+    plot_study.main(["locality_cifar100", "--steps", "--results", str(tmp_path)])
+    assert "gain: over the reference" in (tmp_path / "locality_cifar100/gains.md").read_text()
+
+
+def profile(index: float) -> list[dict]:
+    """Layers over a 1 x 2 map, whose locality index is `index`: a flat kernel has half of it on the point."""
+    return [{"layer": "a", "size": [1, 2], "trained": [0.5, 1.0], "injected": [0.5 + index / 2, 1.0]}]
+
+
+def test_locality_is_ranked_within_runs_that_can_be_compared(tmp_path):
+    """Within a group accuracy follows locality; between groups it falls with it, which must not count."""
+    for group, base, shift in (([], 80.0, 0.0), (["recipe.epochs=20"], 20.0, 0.4)):
+        for number, kernels in enumerate(("[]", "[1]", "[3]", "[1,3]", "[5]", "[7]")):
+            config = compose_config(*group, f"model.kernels={kernels}")
+            record = {**full_record(config, base + number), "locality": profile(shift + number / 20)}
+            write_record(record_path(tmp_path, "s", row_key(config)), record)
+            write_record(record_path(tmp_path, "again", row_key(config)), record)  # the same runs, once more
+    bare = compose_config("model.width=8", "model=resmlp12_cifar")
+    write_record(record_path(tmp_path, "s", row_key(bare)), {**full_record(bare, 1.0), "locality": []})
+    records = plot_locality.with_index(load_records(tmp_path))
+    assert len(records) == 12 and records["group"].nunique() == 2
+    assert sorted(records["injected"])[:2] == pytest.approx([0.0, 0.05]) and set(records["trained"]) == {0.0}
+    table = plot_locality.correlations(records).set_index("runs")
+    assert table.loc["all", "merged kernel"].startswith("+1.00 (+1.00 to +1.00), chance 0.0")
+    assert table.loc["all", "FC alone"] == "-", "all are equally flat"
+    assert table.loc["all, runs without branches", "n"] == 0 and table.loc["all, runs with branches", "n"] == 10
+    plot_locality.main(["--results", str(tmp_path), "--study", "s"])
+    assert (tmp_path / "locality.png").stat().st_size > 10_000 and (tmp_path / "locality.md").is_file()

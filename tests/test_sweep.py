@@ -8,7 +8,7 @@ from conftest import ROOT, TINY, command, compose_config
 from hydra import compose, initialize_config_dir
 from test_rows import start
 
-from repmlp.training.rows import Outcome, row_key
+from repmlp.training.rows import Outcome, row_key, row_label
 from repmlp.training.sweep import finish, note_outcome, progress_line, start_plan, sweep_rows
 
 ROWS = ["-m", *TINY, "recipe.epochs=1", "recipe.warmup_epochs=0", "study=s"]
@@ -83,7 +83,7 @@ def test_absent_data_is_said_once_with_the_remedy(tmp_path):
 def test_every_sweep_composes_and_has_the_rows_it_says():
     expected = {
         "locality": 8, "locality_small": 8, "demo": 8, "share_sets": 2, "global_perceptron": 4, "kernels": 12,
-        "sharing": 12, "fractions": 8, "any_mlp": 4, "fractions_small": 8, "kernels_small": 12,
+        "sharing": 12, "fractions": 8, "any_mlp": 4, "fractions_small": 8, "kernels_small": 12, "stronger": 8,
         "locality_imagenet": 4, "share_sets_imagenet": 4, "segmentation": 3, "segmentation_small": 3,
     }  # fmt: skip
     assert {path.stem for path in (ROOT / "experiments/conf/sweep").glob("*.yaml")} == expected.keys()
@@ -92,7 +92,13 @@ def test_every_sweep_composes_and_has_the_rows_it_says():
             params = compose("config", [f"+sweep={name}"], return_hydra_config=True).hydra.sweeper.params
         rows = [compose_config(f"+sweep={name}", *row) for row in sweep_rows(params, [])]
         assert all(row["sweep"] == name for row in rows)
-        assert len(rows) == len({row_key(row) for row in rows}) == count
+        assert len(rows) == len({row_key(row) for row in rows}) == len({row_label(row) for row in rows}) == count
+
+
+def test_label_names_what_was_added_to_the_recipe():
+    config = compose_config("+step=[mixup,rand_augment,stochastic_depth]", "data.n_train=500")
+    said = "500 images, 100 epochs, drop_path_rate 0.1, randaugment 9, mixup 0.4, seed 0"
+    assert row_label(config) == f"repmlpnet_cifar, branches 1x1+3x3, S=8,32, {said}"
 
 
 def test_sweeps_of_segmentation_are_the_same_rows_for_both_commands():

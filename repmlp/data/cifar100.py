@@ -20,8 +20,9 @@ class CIFAR100Data(ResidentData):
     """CIFAR-100: 50,000 training and 10,000 test images of 32x32, 100 classes; pad 4, random crop, flip.
 
     Paper: RepMLPNet Section 5.2. root: folder of `cifar-100-python/`. download: fetch it where it is absent.
-    Raises FileNotFoundError where it is absent and cannot be downloaded, ValueError where its files are damaged;
-    the message names the remedy.
+    randaugment: magnitude out of 30, None for none.
+    Raises FileNotFoundError where it is absent and cannot be downloaded, ValueError where its files are damaged or the
+    magnitude is out of range; the message names the remedy.
     """
 
     info = DataInfo(
@@ -31,8 +32,17 @@ class CIFAR100Data(ResidentData):
         std=(0.26733, 0.25644, 0.27615),
     )
 
-    def __init__(self, root: str | Path, *, download: bool = True, pad: int = 4, flip: bool = True, **kwargs):
-        super().__init__(augmentation=Augmentation(pad=pad, flip=flip), **kwargs)
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        download: bool = True,
+        pad: int = 4,
+        flip: bool = True,
+        randaugment: int | None = None,
+        **kwargs,
+    ):
+        super().__init__(augmentation=Augmentation(pad, flip, randaugment), **kwargs)
         self.root = Path(root).expanduser()
         self.download = download
 

@@ -14,6 +14,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import InterpolationMode, v2
 
 from repmlp.data.decoded import DecodedData, to_tensor
+from repmlp.data.rand_augment import check_magnitude, grey
 from repmlp.data.resident import DataInfo, split_per_class, spread_over_classes
 from repmlp.randomness import derive_seed
 
@@ -108,12 +109,11 @@ def train_transform(img_size: int, randaugment: int | None) -> Callable[[Image.I
     Paper: RepMLPNet Section 5.1. randaugment: magnitude, 0 to 30 (15 in the paper), two operations an image; None for
     none. torchvision's operations; the released script draws the magnitude anew for each one and has Cutout among them.
     """
+    check_magnitude(randaugment)
     steps = [v2.RandomResizedCrop(img_size), v2.RandomHorizontalFlip()]
     if randaugment is not None:
-        if isinstance(randaugment, bool) or not isinstance(randaugment, int) or not 0 <= randaugment <= 30:
-            raise ValueError(f"data.randaugment={randaugment!r}: use a magnitude from 0 to 30, or null for none")
-        grey = [round(255 * mean) for mean in IMAGENET_DEFAULT_MEAN]
-        steps.append(v2.RandAugment(2, randaugment, interpolation=InterpolationMode.BILINEAR, fill=grey))
+        fill = grey(IMAGENET_DEFAULT_MEAN)
+        steps.append(v2.RandAugment(2, randaugment, interpolation=InterpolationMode.BILINEAR, fill=fill))
     return v2.Compose([*steps, *to_tensor()])
 
 

@@ -13,6 +13,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from repmlp.data.rand_augment import RandAugment, check_magnitude, grey
 from repmlp.randomness import derive_seed
 
 
@@ -29,10 +30,18 @@ class ImageSet:
 
 @dataclass
 class Augmentation:
-    """Zero-pad by `pad` pixels on every side, crop back at a random place, flip left-right with probability 1/2."""
+    """Zero-pad by `pad` pixels on every side, crop back at a random place, flip left-right with probability 1/2.
+
+    randaugment: magnitude of RandAugment, done after crop and flip; None for none.
+    Raises ValueError for a magnitude out of range.
+    """
 
     pad: int = 0
     flip: bool = False
+    randaugment: int | None = None
+
+    def __post_init__(self) -> None:
+        check_magnitude(self.randaugment)
 
 
 def augment(images: Tensor, how: Augmentation, generator: torch.Generator) -> Tensor:
@@ -101,8 +110,12 @@ class ResidentLoader:
         self.train = train
         self.augmentation = augmentation or Augmentation()
         self.rank, self.world_size = rank, world_size
+        self.rand_augment = None
         if train:  # Lightning takes anything with a sampler for a shuffled loader
             self.sampler = EpochSampler(seed)
+            if self.augmentation.randaugment is not None:
+                size, device = tuple(data.images.shape[-2:]), data.images.device
+                self.rand_augment = RandAugment(self.augmentation.randaugment, size, grey(mean), device)
         # u -> (u/255 - mean)/std, as one multiplication and one addition
         scale = 1 / (255 * torch.tensor(std))
         self.scale = scale.view(1, -1, 1, 1).to(data.images.device)
@@ -117,13 +130,17 @@ class ResidentLoader:
         n = len(self.data.labels)
         order = self.sampler.order(n) if self.train else torch.arange(n)
         order = order[self.rank :: self.world_size].to(device)
-        generator = torch.Generator(device=device)
+        generator, on_cpu = torch.Generator(device=device), torch.Generator()
         for step in range(len(self)):
             index = order[step * self.batch_size : (step + 1) * self.batch_size]
             images = self.data.images[index]
             if self.train:
-                key = (self.sampler.seed, "augment", self.sampler.epoch, step, self.rank)
-                images = augment(images, self.augmentation, generator.manual_seed(derive_seed(*key)))
+                seed, where = self.sampler.seed, (self.sampler.epoch, step, self.rank)
+                generator.manual_seed(derive_seed(seed, "augment", *where))
+                images = augment(images, self.augmentation, generator)
+                if self.rand_augment is not None:
+                    on_cpu.manual_seed(derive_seed(seed, "randaugment", *where))
+                    images = self.rand_augment(images, on_cpu)
             yield images * self.scale + self.shift, self.data.labels[index]
 
 

@@ -52,6 +52,9 @@ from repmlp.training.tasks import TASKS
 log = logging.getLogger(__name__)
 
 LISTS = ("kernels", "share_sets", "channels", "blocks")  # fields of `model` that hold lists of whole numbers
+ADDITIONS = {  # settings that are said of a row where they are on
+    "model": ("drop_path_rate",), "data": ("randaugment",), "recipe": ("mixup", "cutmix", "ema_decay", "decay_all"),
+}  # fmt: skip
 PRECISIONS = ("32-true", "bf16-mixed")
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")  # each process runs the command itself
 
@@ -83,6 +86,10 @@ def row_label(config: Mapping[str, Any]) -> str:
         parts.append("no Global Perceptron")
     if model.get("embed_kernel"):
         parts.append(f"{model['embed_kernel']}x{model['embed_kernel']} embeddings")
+    if config["data"].get("n_train"):
+        parts.append(f"{config['data']['n_train']} images")
+    parts.append(f"{config['recipe']['epochs']} epochs")
+    parts += [f"{name} {config[of][name]}" for of, names in ADDITIONS.items() for name in names if config[of].get(name)]
     return ", ".join([*parts, f"seed {config['seed']}"])
 
 

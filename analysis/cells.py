@@ -1,0 +1,44 @@
+"""What tables and figures of a study share: which settings its runs differ in, and how sure a mean of them is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from repmlp.results import determining
+
+
+def standard_error(rows: pd.DataFrame) -> float:
+    """Return the standard error of a cell's mean top-1 in points: over seeds, or of the images where n is 1."""
+    if len(rows) > 1:
+        return rows["top1_pct"].std() / len(rows) ** 0.5
+    p = rows["top1_pct"].iloc[0] / 100
+    return 100 * (p * (1 - p) / rows["n_eval"].iloc[0]) ** 0.5
+
+
+def differing_settings(records: pd.DataFrame) -> pd.DataFrame:
+    """Return the settings in which runs differ, the seed aside: a row a record, a column a setting by its dotted name.
+
+    The network stands as "model.name". A setting that a run does not have is NaN. Columns in the order of the
+    configurations.
+    """
+    described = []
+    for record in records.to_dict("records"):
+        config = {k: v for k, v in determining(record["config"]).items() if k != "seed"}
+        described.append({"model.name": record["model"], **_flat(config)})
+    names = dict.fromkeys(name for each in described for name in each)
+    names = [n for n in names if len({json.dumps(each[n]) if n in each else None for each in described}) > 1]
+    return pd.DataFrame(
+        [{n: each.get(n, float("nan")) for n in names} for each in described], records.index, dtype=object
+    )
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Write nested settings by dotted names, as the command line has them."""
+    flat = {}
+    for name, value in config.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return flat

@@ -1,0 +1,191 @@
+"""Draw a study's accuracy over what it varies, and what branches gain there.
+
+    python analysis/plot_study.py sharing_cifar100       # -> results/sharing_cifar100/gains.png and .pdf; gains.md
+    python analysis/plot_study.py stronger_cifar100 --steps
+
+A study that varies branches alone has them on the axis, a line a network. Any other has its other settings on the axis,
+those that change together (images and epochs of `fractions`) as one, and a line a set of branches. With --steps every
+configuration is compared with the one that is most like all others: a study of one change at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from cells import differing_settings, standard_error
+from figures import save
+from table_parts import emit
+
+from repmlp.results import branch_label, load_records
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTE = (
+    "Mean top-1 of the last epoch in %, n runs. gain: over {}, in points, ± twice its standard error: over seeds, or, "
+    "where a cell has one run, that of the number of images evaluated, which leaves out the variation between seeds."
+)
+
+
+def cells(records: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Return a study's cells, one a row, in the order of the figure, and what its x axis is.
+
+    Columns: at (the words at the cell's tick), line, n, top1 (%), error (its standard error, points), gain and
+    gain_error (NaN for the reference itself), params, macs.
+    """
+    differing = differing_settings(records).drop(columns="model.kernels", errors="ignore")
+    if "model.name" in differing:  # the name stands for whatever else makes the network
+        differing = differing[[name for name in differing if not name.startswith("model.")]]
+    if "data.n_train" in differing:
+        differing["data.n_train"] = [int(n) for n in records["n_train"]]  # null stands for all of them
+    axis = telling_apart(differing)
+    placed = records.assign(
+        branches=[tuple(kernels) for kernels in records["kernels"]],
+        setting=[tuple(map(ordered, row)) for row in differing[axis].to_numpy()],
+        words=["\n".join(map(plain, row)) for row in differing[axis].to_numpy()],
+    )
+    placed["order"] = [(len(kernels), *kernels) for kernels in placed["branches"]]
+    rows = []
+    for (model, _), place in placed.groupby(["model", "setting"], sort=True):
+        of_order = [cell for _, cell in place.groupby("order", sort=True)]
+        for cell in of_order:
+            label = branch_label(cell["branches"].iloc[0])
+            line = (f"{model}, {label}" if placed["model"].nunique() > 1 else label) if axis else model
+            rows.append(measured(cell["words"].iloc[0] if axis else label, line, cell, of_order[0]))
+    title = ", ".join(axis) or "branches"
+    return pd.DataFrame(rows), title + (" (others change with it)" if len(axis) < differing.shape[1] else "")
+
+
+def steps(records: pd.DataFrame) -> pd.DataFrame:
+    """Return the cells of a study of single changes, as `cells` does; the reference is the most common configuration.
+
+    `at` names what a cell changes, a line a setting. Fewest changes first.
+    """
+    differing = differing_settings(records)
+    written = differing.map(lambda value: f"={plain(value)}")
+    cells_of = written.drop_duplicates()
+    common = {name: cells_of[name].mode().iloc[0] for name in written}
+    changed = [
+        tuple(sorted(f"{name}{value}" for name, value in row.items() if value != common[name]))
+        for row in written.to_dict("records")
+    ]
+    placed = records.assign(changed=changed, changes=[len(each) for each in changed])
+    by_change = [(at, cell) for (_, at), cell in placed.groupby(["changes", "changed"], sort=True)]
+    study = records["study"].iloc[0]
+    return pd.DataFrame(
+        [measured("\n".join(at) or "reference", study, cell, by_change[0][1]) for at, cell in by_change]
+    )
+
+
+def measured(at: str, line: str, cell: pd.DataFrame, reference: pd.DataFrame) -> dict[str, Any]:
+    """Return a row of `cells`; reference: the runs that this cell is compared with, perhaps itself."""
+    top1, error, itself = cell["top1_pct"].mean(), standard_error(cell), cell is reference
+    return {
+        "at": at,
+        "line": line,
+        "n": len(cell),
+        "top1": top1,
+        "error": error,
+        "gain": None if itself else top1 - reference["top1_pct"].mean(),
+        "gain_error": None if itself else (error**2 + standard_error(reference) ** 2) ** 0.5,
+        "params": cell["params"].iloc[0],
+        "macs": cell["macs"].iloc[0],
+    }
+
+
+def telling_apart(differing: pd.DataFrame) -> list[str]:
+    """Return as few of the settings, first ones first, as tell all their combinations apart."""
+    written = differing.map(lambda value: json.dumps(value, default=str))
+    chosen: list[str] = []
+    for name in written:
+        if len(written[[*chosen, name]].drop_duplicates()) > (len(written[chosen].drop_duplicates()) if chosen else 1):
+            chosen.append(name)
+    return chosen
+
+
+def ordered(value: Any) -> tuple[int, Any]:
+    """Give settings of any kind an order: none, numbers, lists, words."""
+    if value is None or value != value:
+        return (0, 0)
+    if isinstance(value, (list, tuple)):
+        return (2, tuple(value))
+    return (1, value) if isinstance(value, Real) else (3, str(value))
+
+
+def plain(value: Any) -> str:
+    """Write a setting at a tick: [4, 16] as 4,16 and none as a dash."""
+    if value is None or value != value:
+        return "-"
+    return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def draw(table: pd.DataFrame, axis_title: str, title: str, over: str, stem: Path, joined: bool = True) -> list[Path]:
+    """Draw accuracy and gains (over what, in words) side by side, intervals of twice the standard error."""
+    ticks, lines = list(dict.fromkeys(table["at"])), list(dict.fromkeys(table["line"]))
+    figure, axes = plt.subplots(1, 2, figsize=(12, 4.4), layout="constrained")
+    for number, line in enumerate(lines):
+        of_line = table[table["line"] == line]
+        # beside each other, so that no interval hides another
+        x = pd.Series([ticks.index(at) for at in of_line["at"]]) + 0.06 * (number - (len(lines) - 1) / 2)
+        for axis, value, error in ((axes[0], "top1", "error"), (axes[1], "gain", "gain_error")):
+            axis.errorbar(
+                x, of_line[value].astype(float), 2 * of_line[error].astype(float), color=f"C{number}", marker="o", ms=4,
+                capsize=2, lw=1.2, ls="-" if joined else "", label=f"{line} (n={of_line['n'].min()})",
+            )  # fmt: skip
+    axes[1].axhline(0, color="black", lw=0.8)
+    for axis, name, unit in zip(axes, ("top-1", f"gain over {over}"), ("%", "points"), strict=True):
+        axis.set_title(name, fontsize=10)
+        axis.set_ylabel(unit)
+        axis.set_xlabel(axis_title)
+        words = [re.sub(r"^(model|data|recipe)\.", "", tick, flags=re.MULTILINE) for tick in ticks]
+        slant = {"rotation": 45, "ha": "right", "fontsize": 7} if max(map(len, words)) > 16 else {}
+        axis.set_xticks(range(len(ticks)), words, **slant)
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize=8)
+    figure.suptitle(title)
+    return save(figure, stem)
+
+
+def written(table: pd.DataFrame, axis_title: str) -> pd.DataFrame:
+    """Return the table as it is shown."""
+    return pd.DataFrame(
+        {
+            axis_title: table["at"].str.replace("\n", ", "),
+            "row": table["line"],
+            "n": table["n"],
+            "top-1": table["top1"].map("{:.2f}".format),
+            "gain ± 2 SE": [
+                "" if pd.isna(gain) else f"{gain:+.2f} ± {2 * error:.2f}"
+                for gain, error in zip(table["gain"], table["gain_error"], strict=True)
+            ],
+            "params": table["params"].map("{:,}".format),
+            "MACs": table["macs"].map("{:,}".format),
+        }
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study")
+    parser.add_argument("--results", type=Path, default=ROOT / "results")
+    parser.add_argument("--steps", action="store_true", help="compare every configuration with the most common one")
+    options = parser.parse_args(argv)
+    records = load_records(options.results, options.study)
+    if not len(records):
+        sys.exit(f"error: no records of study {options.study!r} in {options.results}")
+    table, axis_title = (steps(records), "what is changed") if options.steps else cells(records)
+    over = "the reference" if options.steps else "the same network and settings with the fewest branches"
+    folder = options.results / options.study
+    emit("gains", f"Study {options.study}: gains", NOTE.format(over), written(table, axis_title), folder)
+    for path in draw(table, axis_title, f"study {options.study}", over, folder / "gains", not options.steps):
+        print(path)
+
+
+if __name__ == "__main__":
+    main()
