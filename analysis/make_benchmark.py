@@ -141,15 +141,18 @@ def _order(value: str) -> tuple[int, str]:
 def pairs_table(rows: pd.DataFrame, slow: str) -> pd.DataFrame:
     """Make the table of things that were measured in two ways, ours and a straightforward one (`slow`)."""
     keys = [key for key in ("model", "of", "batch_size") if key in rows and rows[key].notna().any()]
+    # where it was measured: part of what is compared with what, told where it is not one and the same
+    where = [key for key in ("device", "threads", "dtype", "engine") if key in rows]
+    told = [*keys, *(key for key in where if rows[key].nunique(dropna=False) > 1)]
     table = []
-    for names, pair in rows.groupby(keys, sort=False, dropna=False):
+    for names, pair in rows.groupby([*keys, *where], sort=False, dropna=False):
         by_form = {r["form"]: r for _, r in pair.iterrows()}
         if not {"ours", slow} <= by_form.keys() or by_form["ours"]["run"] != by_form[slow]["run"]:
             continue
         ours, other = by_form["ours"], by_form[slow]
         table.append(
             {
-                **dict(zip(keys, names, strict=True)),
+                **{key: name for key, name in zip([*keys, *where], names, strict=True) if key in told},
                 "ours ms": milliseconds(ours),
                 f"{slow} ms": milliseconds(other),
                 "times faster": f"{other['seconds'] / ours['seconds']:.2f}",
@@ -157,7 +160,9 @@ def pairs_table(rows: pd.DataFrame, slow: str) -> pd.DataFrame:
                 f"{slow} MiB": mebibytes(other["peak_memory_bytes"]),
             }
         )
-    return pd.DataFrame(table)
+        if "kernels_started" in pair and pair["kernels_started"].notna().all():  # counted on a GPU
+            table[-1] |= {f"{form} kernels": f"{by_form[form]['kernels_started']:.0f}" for form in ("ours", slow)}
+    return pd.DataFrame(table).fillna("")  # counts that were not taken
 
 
 def segmentation_table(rows: pd.DataFrame) -> pd.DataFrame:

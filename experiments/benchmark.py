@@ -34,7 +34,9 @@ import torch.nn.functional as F
 from omegaconf import DictConfig, OmegaConf
 from plain_net import PlainRepMLPNet, conv_to_fc_by_identity, merge_by_identity
 from torch import Tensor, nn
+from torch.autograd import DeviceType
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.profiler import ProfilerActivity, profile
 
 from repmlp import RepMLPNet, ResMLP, SetSharingFC, conv_to_fc, deploy
 from repmlp.cost import count_macs, count_params
@@ -177,6 +179,15 @@ class Bench:
         except (OSError, AttributeError):
             return None
 
+    def kernels_started(self, run: Callable[[], Any]) -> int | None:
+        """Count what a run starts on the GPU, kernels, copies and fills; None on a CPU."""
+        if self.device.type != "cuda":
+            return None
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as watched:
+            run()
+            self.wait()
+        return sum(event.device_type == DeviceType.CUDA for event in watched.events())
+
     def write(self, kind: str, row: Mapping[str, Any], seconds: Tensor | None = None) -> dict[str, Any]:
         """Write one record; its key is everything that says what was measured and where."""
         record = {"kind": kind, **row, **self.common, "run": self.run, "rounds": self.rounds}
@@ -261,13 +272,18 @@ def fused(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
+def compile_for(bench: Bench, model: nn.Module) -> nn.Module:
+    """Compile a network, on a GPU with CUDA graphs."""
+    return torch.compile(model, mode="reduce-overhead" if bench.device.type == "cuda" else None)
+
+
 def runner(model: nn.Module, engine: str, images: Tensor, bench: Bench) -> Callable[[], Any]:
     """Return what runs the network once on the images by an engine."""
     if engine in ("eager", "compile"):
         model = model.to(bench.device, bench.dtype)
         images = images.to(bench.device, bench.dtype)
         if engine == "compile":
-            model = torch.compile(model, mode="reduce-overhead" if bench.device.type == "cuda" else None)
+            model = compile_for(bench, model)
 
         def run() -> None:
             with torch.inference_mode():
@@ -444,6 +460,7 @@ def training(bench: Bench, options: Mapping[str, Any]) -> None:
                     "engine": options["engine"],
                     "images_per_second": batch / middle(seconds[form]),
                     "peak_memory_bytes": bench.peak_memory(run),
+                    "kernels_started": bench.kernels_started(run),
                 }
                 print(f"  {form:10s} {line(bench.write('training', row, seconds[form]))}", flush=True)
 
@@ -456,7 +473,7 @@ def step(
     images = torch.randn(batch, 3, size, size, device=bench.device)
     labels = torch.randint(0, net.num_classes if hasattr(net, "num_classes") else 100, (batch,), device=bench.device)
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-5, weight_decay=0.1, **({"fused": True} if fast else {}))
-    called = torch.compile(net) if options["engine"] == "compile" and fast else net
+    called = compile_for(bench, net) if options["engine"] == "compile" and fast else net
 
     def run() -> None:
         with torch.autocast(bench.device.type, bench.dtype, enabled=bench.dtype != torch.float32):

@@ -159,3 +159,22 @@ def test_a_share_is_of_the_bare_net_in_the_same_run():
     assert list(table["branches"]) == ["none", "3x3", "1x1+3x3"]
     assert list(table["share of the bare net's"]) == ["1.00", "1.00", "0.80"]
     assert list(table["paper share"]) == ["1.00", "0.91", "0.85"]
+
+
+def test_pairs_are_of_one_setting():
+    sys.path.insert(0, str(ROOT / "analysis"))
+    make_benchmark = importlib.import_module("make_benchmark")
+    common = {"model": "repmlpnet_cifar", "batch_size": 32, "threads": 2, "dtype": "float32", "peak_memory_bytes": 0}
+    rows = [
+        {**common, "device": device, "engine": engine, "run": engine, "form": form, "seconds": seconds,
+         "seconds_quartiles": [seconds] * 2, "kernels_started": kernels}
+        for device, engine, form, seconds, kernels in (
+            ("cpu", "eager", "ours", 1.0, None), ("cpu", "eager", "plain", 2.0, None),
+            ("gpu", "compile", "ours", 0.1, 80.0), ("gpu", "compile", "plain", 0.4, 900.0),
+        )
+    ]  # fmt: skip
+    table = make_benchmark.pairs_table(pd.DataFrame(rows), "plain")
+    assert list(table["times faster"]) == ["2.00", "4.00"] and list(table["device"]) == ["cpu", "gpu"]
+    assert table["plain kernels"].iloc[1] == "900" and table["plain kernels"].iloc[0] == ""
+    alone = make_benchmark.pairs_table(pd.DataFrame(rows[:2]), "plain")
+    assert not {"device", "engine", "ours kernels"} & set(alone)

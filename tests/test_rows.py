@@ -180,6 +180,7 @@ def test_full_disk_at_the_record_loses_no_training(finished, tmp_path, monkeypat
         ("recipe.epochs=ten", "recipe.epochs='ten': use a whole number"),
         ("recipe.lr_per_256=-1", "recipe.lr_per_256=-1: use a number, not negative"),
         ("trainer.precision=16-mixed", "trainer.precision=16-mixed: use 32-true or bf16-mixed"),
+        ("trainer.compile=fast", "trainer.compile='fast': use false, true or reduce-overhead or max-autotune"),
     ],
 )
 def test_bad_values_are_one_line(tmp_path, override, words):
@@ -237,7 +238,7 @@ def test_diverged_training_is_said(tmp_path):
 def test_bf16_and_compile_flags(tmp_path, model):
     overrides = [f"model={model}", "trainer.precision=bf16-mixed", "recipe.epochs=1", "recipe.warmup_epochs=0"]
     if model == "resmlp_tiny":
-        overrides += ["trainer.compile=true", "model.depth=1", "trainer.precision=32-true"]
+        overrides += ["trainer.compile=reduce-overhead", "model.depth=1", "trainer.precision=32-true"]
     config = tiny_config(tmp_path, *overrides)
     outcome = run_row(config)
     assert outcome.state == "finished", outcome.message

@@ -56,6 +56,7 @@ ADDITIONS = {  # settings that are said of a row where they are on
     "model": ("drop_path_rate",), "data": ("randaugment",), "recipe": ("mixup", "cutmix", "ema_decay", "decay_all"),
 }  # fmt: skip
 PRECISIONS = ("32-true", "bf16-mixed")
+COMPILE = (False, True, "reduce-overhead", "max-autotune")  # the last two with CUDA graphs
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")  # each process runs the command itself
 
 
@@ -282,7 +283,7 @@ def _train(config: Mapping[str, Any], folder: Path, path: Path) -> None:
     trainer.log_every_n_steps = len(train_loader)
     module = task.build_module(config, net, data, steps_per_epoch=len(train_loader))
     if options["compile"]:
-        net.compile()
+        net.compile(mode=None if options["compile"] is True else options["compile"])
     last = folder / "last.ckpt"
     done = _epochs_done(last, module, state["commit"] if config["rerun"] else None)
     module.commit = state["commit"]
@@ -373,6 +374,10 @@ def _check_numbers(config: Mapping[str, Any]) -> None:
         raise ValueError(f"recipe.schedule={schedule!r}: use {' or '.join(SCHEDULES)}")
     if config["trainer"]["strategy"] not in STRATEGIES:
         raise ValueError(f"trainer.strategy={config['trainer']['strategy']}: use {' or '.join(STRATEGIES)}")
+    if config["trainer"]["compile"] not in COMPILE:
+        raise ValueError(
+            f"trainer.compile={config['trainer']['compile']!r}: use false, true or {' or '.join(COMPILE[2:])}"
+        )
     processes = config["trainer"]["devices"] * config["trainer"]["num_nodes"]
     mixes = config["recipe"].get("mixup") or config["recipe"].get("cutmix")
     if mixes and config["recipe"]["batch_size"] % (2 * processes):
