@@ -4,6 +4,7 @@ import errno
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -92,6 +93,27 @@ def test_finished_row_is_skipped_with_a_notice_for_another_commit(finished, monk
     assert (run_row(finished).state, run_row(finished).message) == ("skipped", "")
     monkeypatch.setattr(rows, "git_state", lambda: {"commit": "f" * 40, "dirty": False})
     assert "rerun=true" in run_row(finished).message
+
+
+def test_reuse_takes_the_record_of_the_same_run_from_another_study(finished, tmp_path):
+    results = tmp_path / "results"
+    shutil.copytree(finished["results_dir"], results)
+    other = {**finished, "results_dir": str(results), "output_dir": str(tmp_path), "study": "b", "sweep": "b"}
+    third = {**other, "study": "c", "reuse": True}
+    outcome = run_row({**other, "reuse": True})
+    assert (
+        outcome.state == "skipped" and outcome.message == f"its record is that of the same run in {finished['study']}"
+    )
+    first, taken = record_of(finished), record_of(other)
+    changed = {"study": "b", "sweep": "b", "same_run_as": finished["study"]}
+    assert taken == {**first, **changed}
+    (results / finished["study"] / "records" / f"{row_key(finished)}.json").unlink()
+    assert run_row(third).state == "skipped" and record_of(third)["same_run_as"] == finished["study"], "not b: no run"
+    assert not (tmp_path / "b" / row_key(other) / "model.safetensors").exists()
+    again = {**third, "study": "d", "seed": 7}
+    assert rows._taken_over(record_path(results, "d", row_key(again)), again, "", "") is None, "another run"
+    assert rows._taken_over(record_path(results, "d", row_key(third)), {**third, "rerun": True}, "", "") is None
+    assert rows._taken_over(record_path(results, "d", row_key(third)), {**third, "reuse": False}, "", "") is None
 
 
 def test_rerun_runs_again_and_gives_the_same(finished, tmp_path):

@@ -97,7 +97,7 @@ def row_label(config: Mapping[str, Any]) -> str:
 def run_row(config: Mapping[str, Any]) -> Outcome:
     """Run one row; an error is reported in the outcome and never raised, so that the other rows go on.
 
-    config: task, model, data, recipe, trainer, seed, sweep, study, results_dir, output_dir, rerun.
+    config: task, model, data, recipe, trainer, seed, sweep, study, results_dir, output_dir, rerun, reuse.
     """
     started = time.perf_counter()
     label = row_label(config)
@@ -122,7 +122,7 @@ def run_row(config: Mapping[str, Any]) -> Outcome:
             if owner:
                 return Outcome("busy", label, key, f"{owner} trains it now")
             # Another process may have finished it between the look above and the lock.
-            if skipped := _finished(path, config, label, key):
+            if skipped := _finished(path, config, label, key) or _taken_over(path, config, label, key):
                 return skipped
             _train(config, folder, path)
     except Exception as error:
@@ -181,6 +181,19 @@ def _finished(path: Path, config: Mapping[str, Any], label: str, key: str) -> Ou
     if record["commit"] != commit:
         message = f"recorded at commit {_short(record['commit'])}, now {_short(commit)}; rerun=true runs it again"
     return Outcome("skipped", label, key, message)
+
+
+def _taken_over(path: Path, config: Mapping[str, Any], label: str, key: str) -> Outcome | None:
+    """With `reuse`, take the record of the same run from another study; None where there is none."""
+    if config["rerun"] or not config.get("reuse"):
+        return None
+    for other in sorted(Path(config["results_dir"]).glob(f"*/records/{path.name}")):
+        with contextlib.suppress(BadRecord):
+            record = read_record(other)
+            first = record.get("same_run_as", record["study"])
+            write_record(path, {**record, "study": config["study"], "sweep": config["sweep"], "same_run_as": first})
+            return Outcome("skipped", label, key, f"its record is that of the same run in {first}")
+    return None
 
 
 def _short(commit: str | None) -> str:
@@ -451,7 +464,7 @@ def _epochs_done(path: Path, module: RecipeModule, only_commit: str | None) -> i
 
 def _published(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the whole configuration but for folders and for how the command was given: records are published."""
-    kept = {k: v for k, v in config.items() if k not in ("results_dir", "output_dir", "rerun", "backbone")}
+    kept = {k: v for k, v in config.items() if k not in ("results_dir", "output_dir", "rerun", "reuse", "backbone")}
     return json.loads(json.dumps({**kept, "data": {k: v for k, v in kept["data"].items() if k not in PATHS}}))
 
 
