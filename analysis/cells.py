@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 import pandas as pd
@@ -34,6 +35,21 @@ def differing_settings(records: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(
         [{n: each.get(n, float("nan")) for n in names} for each in described], records.index, dtype=object
     )
+
+
+def ordered(value: Any) -> tuple[int, Any]:
+    """Give settings of any kind an order: none, numbers, lists, words."""
+    if value is None or value != value:
+        return (0, 0)
+    if isinstance(value, (list, tuple)):
+        return (2, tuple(value))
+    return (1, value) if isinstance(value, Real) else (3, str(value))
+
+
+def layers_of(records: pd.DataFrame) -> pd.Series:
+    """Return the locality profiles of each run's spatial layers; [] for records that have none."""
+    kept = records["locality"] if "locality" in records else pd.Series(None, records.index, dtype=object)
+    return pd.Series([layers if isinstance(layers, list) else [] for layers in kept], records.index, dtype=object)
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

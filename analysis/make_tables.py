@@ -21,7 +21,7 @@ import pandas as pd
 import segmentation_tables
 import timm
 import torch
-from cells import differing_settings, standard_error
+from cells import differing_settings, ordered, standard_error
 from table_parts import emit, listed, mean_std, read_paper
 
 from repmlp import RepMLPBlock, build_model
@@ -358,13 +358,16 @@ def settings_table(records: pd.DataFrame) -> pd.DataFrame:
     differing = differing_settings(records)
     names = list(differing)
     shown = differing.map(lambda value: "-" if value is not None and value != value else json.dumps(value))  # NaN
+    places = differing.map(ordered).apply(tuple, axis=1)
     table = [
         {
             **dict(zip(names, values, strict=True)),
             "top-1": mean_std(of_cell["top1_pct"]),
             "of images": listed(of_cell["n_eval"]),
         }
-        for values, of_cell in records.join(shown).groupby(names, sort=True)
+        for values, of_cell in (
+            (shown.loc[of_cell.index[0]], of_cell) for _, of_cell in records.groupby(places, sort=True)
+        )
     ]
     return pd.DataFrame(table)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
+from cells import layers_of
 from figures import save
 from matplotlib.ticker import MaxNLocator
 from segmentation_tables import with_setup
@@ -78,6 +79,7 @@ def draw(records: pd.DataFrame, title: str, stem: Path, task: str = "classificat
     for field, word in differing.items():
         if records.groupby("model")[field].agg(lambda column: len(set(map(str, column)))).max() > 1:
             records["label"] += ["" if value == "-" else f", {word}{value}" for value in records[field]]
+    records["locality"] = layers_of(records)
     models = sorted(set(records["model"]))
     panels = 4 if any(entry.get("locality", {}).get("trained") for curve in records["curve"] for entry in curve) else 3
     figure, axes = plt.subplots(
@@ -97,11 +99,13 @@ def draw(records: pd.DataFrame, title: str, stem: Path, task: str = "classificat
                 row[3].plot(index_curve(runs, "trained"), color=colour, ls=":")
         for axis in row[2:]:
             axis.set_visible(any(of_model["locality"]))
-        flat = [uniform_profile(tuple(layer["size"]))[:2][-1] for layer in of_model["locality"].iloc[0]]
+        layers = next((layers for layers in of_model["locality"] if layers), [])
+        flat = [uniform_profile(tuple(layer["size"]))[:2][-1] for layer in layers]
         row[2].plot([100 * share for share in flat], color="grey", ls="--", label="flat kernel")
         for axis in row[2:]:
             axis.plot([], [], color="black", ls=":", label="FC alone, before injection")
-            axis.set_ylim(min(0, axis.get_ylim()[0]), 1.5 * axis.get_ylim()[1])  # room for the legend
+            low, high = min(0, axis.get_ylim()[0]), axis.get_ylim()[1]
+            axis.set_ylim(low, high + 0.5 * (high - low))  # room for the legend
         for axis, name, label in zip(
             row,
             (

@@ -5,7 +5,7 @@
 
 The number is `repmlp.locality.locality_index`, the mean over a network's spatial layers: 0 for a flat kernel, 1 where
 all weight is on the output point itself. Once for the merged kernel, once for the FC alone. Runs are compared with runs
-of the same network, data and recipe only.
+of the same network but for its branches, the same data and the same recipe only.
 """
 
 from __future__ import annotations
@@ -17,70 +17,73 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from cells import layers_of
 from figures import save
 from table_parts import emit
 
 from repmlp.locality import locality_index
-from repmlp.results import by_setting, load_records
+from repmlp.results import cell_key, config_key, determining, load_records
 from repmlp.statistics import interval, rank_correlation, rank_correlation_samples
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = {"injected": "merged kernel", "trained": "FC alone"}
-LEAST = 4  # runs; of fewer a rank correlation says nothing
+LEAST = 4  # points; of fewer a rank correlation says nothing
 LEAST_FOR_INTERVAL = 10
 NOTE = (
-    "Rank correlation (Spearman) of top-1 with the locality index: the mean over the spatial layers of how much "
-    "nearer to the output point its |weight| lies than a flat kernel's (0 flat, 1 all on the point). Ranks within runs "
-    "of one network, data and recipe alone. Interval: 95 %, runs drawn anew within these groups, from 10 runs on; "
-    "chance: share of random pairings that correlate at least as much. Runs with other branches differ in locality by "
-    "construction; the rows without and with branches keep these apart."
+    "Rank correlation (Spearman) of top-1 with the locality index: the mean over the spatial layers of how much nearer "
+    "to the output point its |weight| lies than a flat kernel's (0 flat, 1 all on the point). Ranks in one network, "
+    "data and recipe alone. 'branch sets': a point is the mean over the seeds of one set of branches, which are local "
+    "by construction; 'seeds': runs that differ in their seed alone. Interval: 95 %, points drawn anew within these "
+    "groups, from 10 points on; chance: share of random pairings that correlate at least as much."
 )
 
 
 def with_index(records: pd.DataFrame) -> pd.DataFrame:
-    """Add the mean locality index of each run's layers, before and after injection, and the group that it belongs to.
+    """Add what the figure and the table need of each run; runs without spatial layers are left out.
 
-    Runs without spatial layers are left out, and a run that two studies hold counts once.
+    Columns: injected, trained (locality index, the mean over the layers), cell (runs that differ in their seed alone)
+    and group (runs that differ in seed and branches alone). A run that two studies hold counts once.
     """
-    records = records[[bool(layers) for layers in records["locality"]]]
-    records = records.drop_duplicates(subset="key")
+    records = records.assign(locality=layers_of(records))
+    records = records[records["locality"].map(len) > 0].drop_duplicates(subset="key")
     for kind in KINDS:
-        records = records.assign(
-            **{
-                kind: [
-                    float(np.mean([locality_index(layer[kind], layer["size"]) for layer in layers]))
-                    for layers in records["locality"]
-                ]
-            }
-        )
-    names = pd.Series("", index=records.index)
-    for number, (_, rows) in enumerate(by_setting(records), start=1):
-        for (model, data, n_train), of_model in rows.groupby(["model", "data", "n_train"]):
-            names[of_model.index] = f"{model}, {data}, {n_train:,} images, setting {number}"
-    return records.assign(group=names)
+        index = [
+            float(np.mean([locality_index(layer[kind], layer["size"]) for layer in layers]))
+            for layers in records["locality"]
+        ]
+        records = records.assign(**{kind: index})
+    groups = []
+    for record in records.to_dict("records"):
+        config = determining(record["config"])
+        alike = {**config, "seed": None, "model": {k: v for k, v in config["model"].items() if k != "kernels"}}
+        name = f"{record['model']}, {record['data']}, {record['n_train']:,} images, {record['epochs']} epochs"
+        groups.append(f"{name} #{config_key(alike)[:6]}")
+    return records.assign(group=groups, cell=[cell_key(config) for config in records["config"]])
 
 
 def correlations(records: pd.DataFrame) -> pd.DataFrame:
-    """Return the table of rank correlations: over all groups, without and with branches, and of each group."""
-    branches = records["kernels"].map(len) > 0
+    """Return the table of rank correlations: between sets of branches, of all groups and each; between seeds."""
+    measures = [*KINDS, "top1_pct"]
+    sets = records.groupby(["group", "cell"], as_index=False)[measures].mean()
+    by_group = {name: rows for name, rows in sets.groupby("group") if len(rows) >= LEAST}
     parts = {
-        "all": records,
-        "all, runs without branches": records[~branches],
-        "all, runs with branches": records[branches],
-        **dict(list(records.groupby("group"))),
+        "all, branch sets": list(dict(list(sets.groupby("group"))).values()),
+        "all, seeds": list(dict(list(records.groupby("cell"))).values()),
+        **{f"{name}, branch sets": [rows] for name, rows in by_group.items()},
     }
     table = []
-    for name, rows in parts.items():
-        groups = [of_group for _, of_group in rows.groupby("group") if len(of_group) > 1]
-        n = sum(map(len, groups))
-        row = {"runs": name, "n": n, "groups": len(groups)}
+    for name, groups in parts.items():
+        groups = [rows for rows in groups if len(rows) > 1]
+        points = sum(map(len, groups))
+        row = {"compared": name, "points": points, "groups": len(groups)}
         for kind, words in KINDS.items():
-            pairs = [(of_group[kind].to_numpy(), of_group["top1_pct"].to_numpy()) for of_group in groups]
-            rho = rank_correlation(pairs) if n >= LEAST else float("nan")
+            pairs = [(rows[kind].to_numpy(), rows["top1_pct"].to_numpy()) for rows in groups]
+            rho = rank_correlation(pairs) if points >= LEAST else float("nan")
             row[words] = "-"
             if rho == rho:
                 samples, chance = rank_correlation_samples(pairs)
-                between = "({:+.2f} to {:+.2f})".format(*interval(samples)) if n >= LEAST_FOR_INTERVAL else "(few runs)"
+                few = points < LEAST_FOR_INTERVAL
+                between = "(few points)" if few else "({:+.2f} to {:+.2f})".format(*interval(samples))
                 row[words] = f"{rho:+.2f} {between}, chance {chance:.3f}"
         table.append(row)
     return pd.DataFrame(table)
@@ -91,12 +94,13 @@ def draw(records: pd.DataFrame, table: pd.DataFrame, stem: Path) -> list[Path]:
     figure, axes = plt.subplots(1, 2, figsize=(12, 5.2), layout="constrained", sharey=True)
     for axis, (kind, words) in zip(axes, KINDS.items(), strict=True):
         for number, (group, rows) in enumerate(records.groupby("group")):
-            for bare, face in ((True, "none"), (False, f"C{number}")):
+            colour, marker = f"C{number % 10}", "os^Dv"[number // 10 % 5]
+            for bare, face in ((True, "none"), (False, colour)):
                 some = rows[(rows["kernels"].map(len) == 0) == bare]
                 label = None if bare else f"{group} (n={len(rows)})"
                 above = some["top1_pct"] - rows["top1_pct"].mean()
-                axis.scatter(some[kind], above, s=28, facecolors=face, edgecolors=f"C{number}", label=label)
-        axis.set_title(f"{words}: rank correlation {table[words].iloc[0]}", fontsize=10)
+                axis.scatter(some[kind], above, s=28, facecolors=face, edgecolors=colour, marker=marker, label=label)
+        axis.set_title(f"{words}; between branch sets {table[words].iloc[0]}", fontsize=10)
         axis.set_xlabel("locality index, mean over spatial layers")
         axis.axhline(0, color="black", lw=0.8)
         axis.grid(alpha=0.3)
@@ -111,11 +115,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=ROOT / "results")
     parser.add_argument("--study", action="append", help="this study alone; may be given several times")
     options = parser.parse_args(argv)
-    records = pd.concat([load_records(options.results, study) for study in options.study or [None]], ignore_index=True)
-    records = with_index(records) if len(records) else records
-    if not len(records):
-        studies = ", ".join(options.study or ["any study"])
-        sys.exit(f"error: no records with spatial layers of {studies} in {options.results}")
+    found = {study: load_records(options.results, study) for study in options.study or [None]}
+    for study, of_study in found.items():
+        if not len(of_study) or not layers_of(of_study).map(len).any():
+            named = f"study {study!r}" if study else "any study"
+            sys.exit(f"error: no records with spatial layers of {named} in {options.results}")
+    records = with_index(pd.concat(found.values(), ignore_index=True))
     table = correlations(records)
     emit("locality", "Locality and accuracy", NOTE, table, options.results)
     for path in draw(records, table, options.results / "locality"):

@@ -1,7 +1,7 @@
 """Draw a study's accuracy over what it varies, and what branches gain there.
 
     python analysis/plot_study.py sharing_cifar100       # -> results/sharing_cifar100/gains.png and .pdf; gains.md
-    python analysis/plot_study.py stronger_cifar100 --steps
+    python analysis/plot_study.py stronger_cifar100 --steps        # -> steps.png and so on
 
 A study that varies branches alone has them on the axis, a line a network. Any other has its other settings on the axis,
 those that change together (images and epochs of `fractions`) as one, and a line a set of branches. With --steps every
@@ -14,17 +14,16 @@ import argparse
 import json
 import re
 import sys
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
-from cells import differing_settings, standard_error
+from cells import differing_settings, ordered, standard_error
 from figures import save
-from table_parts import emit
+from table_parts import emit, listed
 
-from repmlp.results import branch_label, load_records
+from repmlp.results import branch_label, cell_key, load_records
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTE = (
@@ -36,50 +35,58 @@ NOTE = (
 def cells(records: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """Return a study's cells, one a row, in the order of the figure, and what its x axis is.
 
-    Columns: at (the words at the cell's tick), line, n, top1 (%), error (its standard error, points), gain and
-    gain_error (NaN for the reference itself), params, macs.
+    Columns: place (where it stands on the x axis, for sorting), at (the words there), line, n, top1 (%), error (its
+    standard error, points), gain and gain_error (NaN for the reference itself), params, macs. Runs that differ in more
+    than their seed are never one cell.
     """
     differing = differing_settings(records).drop(columns="model.kernels", errors="ignore")
-    if "model.name" in differing:  # the name stands for whatever else makes the network
-        differing = differing[[name for name in differing if not name.startswith("model.")]]
+    networks = records["model"].nunique() > 1
+    if networks:  # a network's name stands for what all runs of it have
+        within = differing.map(text_of).groupby(records["model"]).nunique().max()
+        differing = differing[[name for name in differing if not (name.startswith("model.") and within[name] == 1)]]
+    axis = telling_apart(differing)
+    raw = differing[axis].map(text_of).apply(tuple, axis=1) if axis else pd.Series([()] * len(records))
     if "data.n_train" in differing:
         differing["data.n_train"] = [int(n) for n in records["n_train"]]  # null stands for all of them
-    axis = telling_apart(differing)
     placed = records.assign(
-        branches=[tuple(kernels) for kernels in records["kernels"]],
-        setting=[tuple(map(ordered, row)) for row in differing[axis].to_numpy()],
+        cell=[cell_key(config) for config in records["config"]],
+        setting=[(tuple(map(ordered, row)), text) for row, text in zip(differing[axis].to_numpy(), raw, strict=True)],
         words=["\n".join(map(plain, row)) for row in differing[axis].to_numpy()],
+        order=[(len(kernels), *kernels) for kernels in records["kernels"]],
     )
-    placed["order"] = [(len(kernels), *kernels) for kernels in placed["branches"]]
     rows = []
-    for (model, _), place in placed.groupby(["model", "setting"], sort=True):
-        of_order = [cell for _, cell in place.groupby("order", sort=True)]
-        for cell in of_order:
-            label = branch_label(cell["branches"].iloc[0])
-            line = (f"{model}, {label}" if placed["model"].nunique() > 1 else label) if axis else model
-            rows.append(measured(cell["words"].iloc[0] if axis else label, line, cell, of_order[0]))
+    for (model, setting), place in placed.groupby(["model", "setting"], sort=True):
+        at_place = [(order, cell) for (order, _), cell in place.groupby(["order", "cell"], sort=True)]
+        for order, cell in at_place:
+            label = branch_label(cell["kernels"].iloc[0])
+            where, at = (setting, cell["words"].iloc[0]) if axis else (order, label)
+            line = (f"{model}, {label}" if networks else label) if axis else model
+            rows.append({"place": where, **measured(at, line, cell, at_place[0][1])})
     title = ", ".join(axis) or "branches"
     return pd.DataFrame(rows), title + (" (others change with it)" if len(axis) < differing.shape[1] else "")
 
 
 def steps(records: pd.DataFrame) -> pd.DataFrame:
-    """Return the cells of a study of single changes, as `cells` does; the reference is the most common configuration.
+    """Return the cells of a study of single changes, as `cells` does; the reference is what is most like all others.
 
-    `at` names what a cell changes, a line a setting. Fewest changes first.
+    `at` names what a cell changes of it, a line a setting. Fewest changes first.
     """
-    differing = differing_settings(records)
-    written = differing.map(lambda value: f"={plain(value)}")
-    cells_of = written.drop_duplicates()
-    common = {name: cells_of[name].mode().iloc[0] for name in written}
+    shown = differing_settings(records).map(plain)
+    configurations = shown.drop_duplicates()
+    # of each configuration, in how many settings the others differ from it, all together
+    distances = [int((configurations != row).sum().sum()) for _, row in configurations.iterrows()]
+    reference = configurations.iloc[distances.index(min(distances))]
     changed = [
-        tuple(sorted(f"{name}{value}" for name, value in row.items() if value != common[name]))
-        for row in written.to_dict("records")
+        tuple(sorted(f"{name}={value}" for name, value in row.items() if value != reference[name]))
+        for row in shown.to_dict("records")
     ]
     placed = records.assign(changed=changed, changes=[len(each) for each in changed])
-    by_change = [(at, cell) for (_, at), cell in placed.groupby(["changes", "changed"], sort=True)]
-    study = records["study"].iloc[0]
+    by_change = list(placed.groupby(["changes", "changed"], sort=True))
     return pd.DataFrame(
-        [measured("\n".join(at) or "reference", study, cell, by_change[0][1]) for at, cell in by_change]
+        [
+            {"place": place, **measured("\n".join(place[1]) or "reference", "top-1", cell, by_change[0][1])}
+            for place, cell in by_change
+        ]
     )
 
 
@@ -101,21 +108,16 @@ def measured(at: str, line: str, cell: pd.DataFrame, reference: pd.DataFrame) ->
 
 def telling_apart(differing: pd.DataFrame) -> list[str]:
     """Return as few of the settings, first ones first, as tell all their combinations apart."""
-    written = differing.map(lambda value: json.dumps(value, default=str))
+    texts = differing.map(text_of)
     chosen: list[str] = []
-    for name in written:
-        if len(written[[*chosen, name]].drop_duplicates()) > (len(written[chosen].drop_duplicates()) if chosen else 1):
+    for name in texts:
+        if len(texts[[*chosen, name]].drop_duplicates()) > (len(texts[chosen].drop_duplicates()) if chosen else 1):
             chosen.append(name)
     return chosen
 
 
-def ordered(value: Any) -> tuple[int, Any]:
-    """Give settings of any kind an order: none, numbers, lists, words."""
-    if value is None or value != value:
-        return (0, 0)
-    if isinstance(value, (list, tuple)):
-        return (2, tuple(value))
-    return (1, value) if isinstance(value, Real) else (3, str(value))
+def text_of(value: Any) -> str:
+    return json.dumps(value, default=str)
 
 
 def plain(value: Any) -> str:
@@ -127,16 +129,17 @@ def plain(value: Any) -> str:
 
 def draw(table: pd.DataFrame, axis_title: str, title: str, over: str, stem: Path, joined: bool = True) -> list[Path]:
     """Draw accuracy and gains (over what, in words) side by side, intervals of twice the standard error."""
-    ticks, lines = list(dict.fromkeys(table["at"])), list(dict.fromkeys(table["line"]))
+    ticks = list(dict.fromkeys(at for _, at in sorted(zip(table["place"], table["at"], strict=True))))
+    lines = list(dict.fromkeys(table["line"]))
     figure, axes = plt.subplots(1, 2, figsize=(12, 4.4), layout="constrained")
     for number, line in enumerate(lines):
-        of_line = table[table["line"] == line]
+        of_line = table[table["line"] == line].sort_values("place")
         # beside each other, so that no interval hides another
         x = pd.Series([ticks.index(at) for at in of_line["at"]]) + 0.06 * (number - (len(lines) - 1) / 2)
         for axis, value, error in ((axes[0], "top1", "error"), (axes[1], "gain", "gain_error")):
             axis.errorbar(
                 x, of_line[value].astype(float), 2 * of_line[error].astype(float), color=f"C{number}", marker="o", ms=4,
-                capsize=2, lw=1.2, ls="-" if joined else "", label=f"{line} (n={of_line['n'].min()})",
+                capsize=2, lw=1.2, ls="-" if joined else "", label=f"{line} (n={listed(of_line['n'])})",
             )  # fmt: skip
     axes[1].axhline(0, color="black", lw=0.8)
     for axis, name, unit in zip(axes, ("top-1", f"gain over {over}"), ("%", "points"), strict=True):
@@ -147,12 +150,13 @@ def draw(table: pd.DataFrame, axis_title: str, title: str, over: str, stem: Path
         slant = {"rotation": 45, "ha": "right", "fontsize": 7} if max(map(len, words)) > 16 else {}
         axis.set_xticks(range(len(ticks)), words, **slant)
         axis.grid(alpha=0.3)
+    axes[1].set_xlim(axes[0].get_xlim())  # the reference has no gain
     axes[0].legend(fontsize=8)
     figure.suptitle(title)
     return save(figure, stem)
 
 
-def written(table: pd.DataFrame, axis_title: str) -> pd.DataFrame:
+def as_shown(table: pd.DataFrame, axis_title: str) -> pd.DataFrame:
     """Return the table as it is shown."""
     return pd.DataFrame(
         {
@@ -161,7 +165,7 @@ def written(table: pd.DataFrame, axis_title: str) -> pd.DataFrame:
             "n": table["n"],
             "top-1": table["top1"].map("{:.2f}".format),
             "gain ± 2 SE": [
-                "" if pd.isna(gain) else f"{gain:+.2f} ± {2 * error:.2f}"
+                "reference" if pd.isna(gain) else f"{gain:+.2f} ± {2 * error:.2f}"
                 for gain, error in zip(table["gain"], table["gain_error"], strict=True)
             ],
             "params": table["params"].map("{:,}".format),
@@ -178,12 +182,17 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     records = load_records(options.results, options.study)
     if not len(records):
-        sys.exit(f"error: no records of study {options.study!r} in {options.results}")
+        sys.exit(f"error: no records of classification of study {options.study!r} in {options.results}")
     table, axis_title = (steps(records), "what is changed") if options.steps else cells(records)
-    over = "the reference" if options.steps else "the same network and settings with the fewest branches"
+    over = (
+        "the configuration that is most like all others (reference)"
+        if options.steps
+        else "the same network and settings with the fewest branches"
+    )
     folder = options.results / options.study
-    emit("gains", f"Study {options.study}: gains", NOTE.format(over), written(table, axis_title), folder)
-    for path in draw(table, axis_title, f"study {options.study}", over, folder / "gains", not options.steps):
+    name = "steps" if options.steps else "gains"
+    emit(name, f"Study {options.study}: {name}", NOTE.format(over), as_shown(table, axis_title), folder)
+    for path in draw(table, axis_title, f"study {options.study}", over, folder / name, joined=not options.steps):
         print(path)
 
 

@@ -51,7 +51,11 @@ def locality_profile(weight: Tensor, size: tuple[int, int]) -> list[float]:
 def uniform_profile(size: tuple[int, int]) -> list[float]:
     """Return the locality profile of a matrix whose entries are all of the same magnitude."""
     h, w = size
-    return locality_profile(torch.ones(1, h * w, h * w), size)
+    # a square around a point has rows times columns, so that the mean over all points is a product of two means
+    near = [
+        [sum(min(n - 1, i + r) - max(0, i - r) + 1 for i in range(n)) / n**2 for n in (h, w)] for r in range(max(h, w))
+    ]
+    return [rows * columns for rows, columns in near]
 
 
 def locality_index(profile: Sequence[float], size: tuple[int, int]) -> float:

@@ -14,6 +14,7 @@ from repmlp.training.rows import row_key, run_row
 
 sys.path.insert(0, str(ROOT / "analysis"))
 make_tables = importlib.import_module("make_tables")
+plot_curves = importlib.import_module("plot_curves")
 plot_kernels = importlib.import_module("plot_kernels")
 plot_locality = importlib.import_module("plot_locality")
 plot_study = importlib.import_module("plot_study")
@@ -225,8 +226,8 @@ def test_commands_make_tables_and_pictures(trained):
     [
         ("make_tables", ["--study", "none"], "no records of study 'none'"),
         ("plot_curves", ["none"], "no records of study 'none'"),
-        ("plot_study", ["none"], "no records of study 'none'"),
-        ("plot_locality", ["--study", "none"], "no records with spatial layers of none"),
+        ("plot_study", ["none"], "no records of classification of study 'none'"),
+        ("plot_locality", ["--study", "none"], "no records with spatial layers of study 'none'"),
         ("plot_kernels", ["--study", "none"], "no weights of study 'none'"),
         ("plot_kernels", ["/none/model.safetensors"], "no checkpoint at /none/model.safetensors"),
         ("plot_kernels", ["--study", "s", "--block", "99"], "block 99 does not exist: there are 4"),
@@ -300,7 +301,7 @@ def test_steps_are_compared_with_the_recipe_that_they_change(tmp_path):
         "recipe.epochs=300\nrecipe.warmup_epochs=30",
     ]  # fmt: skip
     plot_study.main(["locality_cifar100", "--steps", "--results", str(tmp_path)])
-    assert "gain: over the reference" in (tmp_path / "locality_cifar100/gains.md").read_text()
+    assert "most like all others (reference)" in (tmp_path / "locality_cifar100/steps.md").read_text()
 
 
 def profile(index: float) -> list[dict]:
@@ -309,21 +310,92 @@ def profile(index: float) -> list[dict]:
 
 
 def test_locality_is_ranked_within_runs_that_can_be_compared(tmp_path):
-    """Within a group accuracy follows locality; between groups it falls with it, which must not count."""
-    for group, base, shift in (([], 80.0, 0.0), (["recipe.epochs=20"], 20.0, 0.4)):
+    """Within a group accuracy follows locality; between groups and between seeds it falls with it."""
+    for group, base, shift in (
+        ([], 80.0, 0.0),
+        (["recipe.epochs=20"], 20.0, 0.4),
+        (["model.share_sets=[2,8]"], 10, 0.6),
+    ):
         for number, kernels in enumerate(("[]", "[1]", "[3]", "[1,3]", "[5]", "[7]")):
-            config = compose_config(*group, f"model.kernels={kernels}")
-            record = {**full_record(config, base + number), "locality": profile(shift + number / 20)}
-            write_record(record_path(tmp_path, "s", row_key(config)), record)
-            write_record(record_path(tmp_path, "again", row_key(config)), record)  # the same runs, once more
-    bare = compose_config("model.width=8", "model=resmlp12_cifar")
+            for seed in (0, 1):
+                config = compose_config(*group, f"model.kernels={kernels}", f"seed={seed}")
+                index = shift + number / 20 + seed / 100
+                record = {**full_record(config, base + number - seed / 2), "locality": profile(index)}
+                write_record(record_path(tmp_path, "s", row_key(config)), record)
+                write_record(record_path(tmp_path, "again", row_key(config)), record)  # the same runs, once more
+    bare, older = compose_config("model.width=8", "model=resmlp12_cifar"), compose_config("seed=9")
     write_record(record_path(tmp_path, "s", row_key(bare)), {**full_record(bare, 1.0), "locality": []})
+    write_record(record_path(tmp_path, "s", row_key(older)), full_record(older, 1.0))  # no such field
     records = plot_locality.with_index(load_records(tmp_path))
-    assert len(records) == 12 and records["group"].nunique() == 2
-    assert sorted(records["injected"])[:2] == pytest.approx([0.0, 0.05]) and set(records["trained"]) == {0.0}
-    table = plot_locality.correlations(records).set_index("runs")
-    assert table.loc["all", "merged kernel"].startswith("+1.00 (+1.00 to +1.00), chance 0.0")
-    assert table.loc["all", "FC alone"] == "-", "all are equally flat"
-    assert table.loc["all, runs without branches", "n"] == 0 and table.loc["all, runs with branches", "n"] == 10
+    assert len(records) == 36 and records["group"].nunique() == 3 and records["cell"].nunique() == 18
+    assert sorted(records["injected"])[:2] == pytest.approx([0.0, 0.01]) and set(records["trained"]) == {0.0}
+    table = plot_locality.correlations(records).set_index("compared")
+    assert list(table["points"]) == [18, 36, 6, 6, 6] and list(table["groups"]) == [3, 18, 1, 1, 1]
+    assert table.loc["all, branch sets", "merged kernel"].startswith("+1.00 (+1.00 to +1.00), chance 0.0")
+    assert table.loc["all, seeds", "merged kernel"].startswith("-1.00")
+    assert table["merged kernel"].iloc[2].startswith("+1.00 (few points)")
+    assert set(table["FC alone"]) == {"-"}, "all are equally flat"
     plot_locality.main(["--results", str(tmp_path), "--study", "s"])
     assert (tmp_path / "locality.png").stat().st_size > 10_000 and (tmp_path / "locality.md").is_file()
+
+
+def test_runs_that_differ_in_more_than_the_seed_are_no_cell(tmp_path):
+    for sets, top1 in (("[2,8]", 40.0), ("[8,32]", 60.0)):
+        for kernels, gain in (("[]", 0.0), ("[1,3]", 5.0)):
+            write(tmp_path, top1 + gain, f"model.share_sets={sets}", f"model.kernels={kernels}")
+    write(tmp_path, 55.0, "model=resmlp12_cifar", "model.kernels=[]")
+    table, axis = plot_study.cells(load_records(tmp_path))
+    assert axis == "model.share_sets" and list(table["n"]) == [1] * 5 and list(table["gain"].dropna()) == [5, 5]
+    write(tmp_path, 61.0, "model.share_sets=[8,32]", "model.kernels=[]", "data.n_train=50000")  # null, written out
+    table, _ = plot_study.cells(load_records(tmp_path))
+    assert set(table["n"]) == {1} and sorted(table["top1"]) == [40, 45, 55, 60, 61, 65]
+
+
+def test_ticks_are_in_order_where_one_network_lacks_a_row(tmp_path, monkeypatch):
+    for model, rows in (("repmlpnet_cifar", ("[]", "[1,3]")), ("resmlp12_cifar", ("[]", "[1]", "[3]", "[1,3]"))):
+        for kernels in rows:
+            write(tmp_path, 50.0, f"model={model}", f"model.kernels={kernels}")
+    drawn = {}
+    monkeypatch.setattr(plot_study, "save", lambda figure, stem: drawn.setdefault("figure", figure) and [])
+    table, axis = plot_study.cells(load_records(tmp_path))
+    plot_study.draw(table, axis, "", "", tmp_path / "x")
+    left = drawn["figure"].axes[0]
+    assert [tick.get_text() for tick in left.get_xticklabels()] == ["none", "1x1", "3x3", "1x1+3x3"]
+    for container in left.containers:
+        x = container.lines[0].get_xdata()
+        assert list(x) == sorted(x)
+        (bars,) = container.lines[2]
+        low, high = bars.get_segments()[0][:, 1]
+        assert high - low == pytest.approx(4 * 100 * (0.25 / 10_000) ** 0.5), "twice the standard error up and down"
+
+
+def test_a_study_of_steps_without_its_plain_recipe_has_a_reference_too(tmp_path):
+    steps = ("[mixup]", "[mixup,cutmix]", "[mixup,longer]", "[mixup,rand_augment]")
+    for number, step in enumerate(steps):
+        write(tmp_path, 60.0 + number, f"+step={step}")
+    write(tmp_path, 70.0, f"+step={steps[0]}", "seed=1")  # seeds do not count twice
+    table = plot_study.steps(load_records(tmp_path)).set_index("at")
+    assert table.loc["reference", "top1"] == 65 and table.loc["recipe.cutmix=1.0", "gain"] == -4
+
+
+def test_curves_show_locality_by_epoch_where_runs_kept_it(tmp_path, monkeypatch):
+    config = compose_config("model.kernels=[3]")
+    curve = [
+        {
+            "epoch": e,
+            "train_loss": 1.0,
+            "lr": 0.1,
+            "top1_pct": 5.0,
+            "locality": {"trained": [-e, -1], "injected": [e, 3]},
+        }
+        for e in (1, 3)
+    ]
+    record = {**full_record(config, 50.0), "locality": profile(0.2), "curve": curve}
+    write_record(record_path(tmp_path, "s", row_key(config)), record)
+    drawn = {}
+    monkeypatch.setattr(plot_curves, "save", lambda figure, stem: drawn.setdefault("figure", figure) and [])
+    plot_curves.main(["s", "--results", str(tmp_path)])
+    injected, trained, _ = drawn["figure"].axes[3].lines
+    assert list(injected.get_xdata()) == [2, 4] and list(injected.get_ydata()) == [2, 3]
+    assert list(trained.get_ydata()) == [-1, -2]
+    assert drawn["figure"].axes[3].get_ylim()[0] <= -2

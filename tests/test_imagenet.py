@@ -15,6 +15,7 @@ from torchvision.transforms import v2
 from repmlp import build_model, load_model
 from repmlp.data.decoded import SharedOrder
 from repmlp.data.imagenet import ImageFolderData, eval_transform
+from repmlp.locality import locality_index
 from repmlp.results import config_key, determining
 from repmlp.training import rows
 from repmlp.training.classifier import Classifier
@@ -216,6 +217,9 @@ def test_a_foreign_model_gets_branches_and_a_record(folders, tmp_path):
     assert record["model"] == "resmlp_12_224" and record["kernels"] == [1, 3] and record["n_eval"] == 20
     assert record["top1_pct"] == record["top1_merged_pct"] and 0 < record["merge_error"] < 2e-6
     assert [layer["layer"] for layer in record["locality"]] == [f"blocks.{i}.linear_tokens" for i in range(12)]
+    for which, by_layer in record["curve"][-1]["locality"].items():
+        of_average = [locality_index(layer[which], layer["size"]) for layer in record["locality"]]
+        assert by_layer == pytest.approx(of_average, abs=2e-5), "of the weights that were evaluated"
     net, _ = load_model(next(tmp_path.glob("outputs/*/*/model.safetensors")))
     assert any("local_perceptron" in name for name in net.state_dict()) and net.num_classes == 4
 

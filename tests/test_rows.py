@@ -202,6 +202,7 @@ def test_full_disk_at_the_record_loses_no_training(finished, tmp_path, monkeypat
         ("recipe.epochs=ten", "recipe.epochs='ten': use a whole number"),
         ("recipe.lr_per_256=-1", "recipe.lr_per_256=-1: use a number, not negative"),
         ("trainer.precision=16-mixed", "trainer.precision=16-mixed: use 32-true or bf16-mixed"),
+        ("trainer.compile=1", "trainer.compile=1: use false, true or"),
         ("trainer.compile=fast", "trainer.compile='fast': use false, true or reduce-overhead or max-autotune"),
     ],
 )

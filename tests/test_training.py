@@ -117,6 +117,9 @@ def test_compare_merged_leaves_the_net_as_it_was():
 
 def test_locality_profile_of_known_matrices():
     assert locality_profile(torch.eye(12).expand(2, 12, 12), (3, 4)) == pytest.approx([1, 1, 1, 1])
+    for size in ((3, 3), (5, 8), (1, 7)):
+        ones = torch.ones(1, size[0] * size[1], size[0] * size[1])
+        assert uniform_profile(size) == pytest.approx(locality_profile(ones, size), abs=1e-12)
     assert uniform_profile((3, 3))[0] == pytest.approx(1 / 9)
     # 3x3 neighbourhoods on a 3x3 map: 4 cells at corners, 6 at edges, 9 in the middle
     assert uniform_profile((3, 3))[1] == pytest.approx((4 * 4 + 4 * 6 + 9) / 81)

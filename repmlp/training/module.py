@@ -89,6 +89,10 @@ class RecipeModule(L.LightningModule):
                 torch.cuda.synchronize(self.device)
             self.train_seconds += time.perf_counter() - self._started
 
+    def on_validation_epoch_start(self) -> None:
+        # Here and not at the end: a moving average of the weights is evaluated, and has been put away again by then.
+        self._profiles = network_profiles(self.net) if self.trainer.is_global_zero else []
+
     def on_train_epoch_end(self) -> None:
         loss = float(self.train_loss.compute())
         self.train_loss.reset()
@@ -101,9 +105,8 @@ class RecipeModule(L.LightningModule):
         entry |= {f"{name}_pct": value for name, value in results.items()}
         shown = {name: float(value) for name, value in entry.items() if name != "epoch"}
         if results:
-            profiles = network_profiles(self.net)
             entry["locality"] = {
-                which: [round(locality_index(each[which], each["size"]), 5) for each in profiles]
+                which: [round(locality_index(each[which], each["size"]), 5) for each in self._profiles]
                 for which in ("trained", "injected")
             }
             shown |= {f"locality_{which}": float(np.mean(v)) for which, v in entry["locality"].items() if v}

@@ -387,10 +387,9 @@ def _check_numbers(config: Mapping[str, Any]) -> None:
         raise ValueError(f"recipe.schedule={schedule!r}: use {' or '.join(SCHEDULES)}")
     if config["trainer"]["strategy"] not in STRATEGIES:
         raise ValueError(f"trainer.strategy={config['trainer']['strategy']}: use {' or '.join(STRATEGIES)}")
-    if config["trainer"]["compile"] not in COMPILE:
-        raise ValueError(
-            f"trainer.compile={config['trainer']['compile']!r}: use false, true or {' or '.join(COMPILE[2:])}"
-        )
+    compiled = config["trainer"]["compile"]
+    if not isinstance(compiled, (bool, str)) or compiled not in COMPILE:  # 1 is none of them, though it equals True
+        raise ValueError(f"trainer.compile={compiled!r}: use false, true or {' or '.join(COMPILE[2:])}")
     processes = config["trainer"]["devices"] * config["trainer"]["num_nodes"]
     mixes = config["recipe"].get("mixup") or config["recipe"].get("cutmix")
     if mixes and config["recipe"]["batch_size"] % (2 * processes):
