@@ -375,10 +375,11 @@ def settings_table(records: pd.DataFrame) -> pd.DataFrame:
 def scale_line(records: pd.DataFrame) -> str:
     """Say in one line at which scale a study was run."""
     first = records.iloc[0]
+    data = ", ".join(sorted(set(records["data"])))
     # `imagenet` stands for any data set in folders
     classes = f" ({first['num_classes']:.0f} classes)" if first.get("num_classes", 0) > 0 else ""
     return (
-        f"{first['data']}{classes}, {listed(records['n_train'])} training images, {listed(records['epochs'])} epochs, "
+        f"{data}{classes}, {listed(records['n_train'])} training images, {listed(records['epochs'])} epochs, "
         f"batch {listed(records['batch_size'])}, evaluated on {listed(records['n_eval'])} images after the last epoch."
     )
 
