@@ -294,7 +294,7 @@ def test_share_sets_stand_in_the_order_of_their_numbers(tmp_path):
 
 def test_steps_are_compared_with_the_recipe_that_they_change(tmp_path):
     for top1, step in ((60.0, "plain"), (61.0, "mixup"), (58.0, "longer"), (63.0, "[mixup,rand_augment]")):
-        write(tmp_path, top1, f"+step={step}", "data.holdout=0.1")
+        write(tmp_path, top1, f"+change={step}", "data.holdout=0.1")
     table = plot_study.steps(load_records(tmp_path)).set_index("at")
     assert list(table["gain"].dropna()) == [1, 3, -2] and list(table.index) == [
         "reference", "recipe.mixup=0.4", "data.randaugment=9\nrecipe.mixup=0.4",
@@ -372,8 +372,8 @@ def test_ticks_are_in_order_where_one_network_lacks_a_row(tmp_path, monkeypatch)
 def test_a_study_of_steps_without_its_plain_recipe_has_a_reference_too(tmp_path):
     steps = ("[mixup]", "[mixup,cutmix]", "[mixup,longer]", "[mixup,rand_augment]")
     for number, step in enumerate(steps):
-        write(tmp_path, 60.0 + number, f"+step={step}")
-    write(tmp_path, 70.0, f"+step={steps[0]}", "seed=1")  # seeds do not count twice
+        write(tmp_path, 60.0 + number, f"+change={step}")
+    write(tmp_path, 70.0, f"+change={steps[0]}", "seed=1")  # seeds do not count twice
     table = plot_study.steps(load_records(tmp_path)).set_index("at")
     assert table.loc["reference", "top1"] == 65 and table.loc["recipe.cutmix=1.0", "gain"] == -4
 

@@ -96,7 +96,7 @@ def test_every_sweep_composes_and_has_the_rows_it_says():
 
 
 def test_label_names_what_was_added_to_the_recipe():
-    config = compose_config("+step=[mixup,rand_augment,stochastic_depth]", "data.n_train=500")
+    config = compose_config("+change=[mixup,rand_augment,stochastic_depth]", "data.n_train=500")
     said = "500 images, 100 epochs, drop_path_rate 0.1, randaugment 9, mixup 0.4, seed 0"
     assert row_label(config) == f"repmlpnet_cifar, branches 1x1+3x3, S=8,32, {said}"
 
