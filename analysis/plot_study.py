@@ -127,6 +127,11 @@ def plain(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
+def folded(tick: str) -> str:
+    """Break the name of a set of branches into lines, so that it does not run into its neighbours: two sizes a line."""
+    return re.sub(r"(\d+x\d+\+\d+x\d+)\+", r"\1+\n", tick)
+
+
 def draw(table: pd.DataFrame, axis_title: str, title: str, over: str, stem: Path, joined: bool = True) -> list[Path]:
     """Draw accuracy and gains (over what, in words) side by side, intervals of twice the standard error."""
     ticks = list(dict.fromkeys(at for _, at in sorted(zip(table["place"], table["at"], strict=True))))
@@ -146,8 +151,9 @@ def draw(table: pd.DataFrame, axis_title: str, title: str, over: str, stem: Path
         axis.set_title(name, fontsize=10)
         axis.set_ylabel(unit)
         axis.set_xlabel(axis_title)
-        words = [re.sub(r"^(model|data|recipe)\.", "", tick, flags=re.MULTILINE) for tick in ticks]
-        slant = {"rotation": 45, "ha": "right", "fontsize": 7} if max(map(len, words)) > 16 else {}
+        words = [folded(re.sub(r"^(model|data|recipe)\.", "", tick, flags=re.MULTILINE)) for tick in ticks]
+        longest = max(len(line) for word in words for line in word.split("\n"))
+        slant = {"rotation": 45, "ha": "right", "fontsize": 7} if longest > 16 else {}
         axis.set_xticks(range(len(ticks)), words, **slant)
         axis.grid(alpha=0.3)
     axes[1].set_xlim(axes[0].get_xlim())  # the reference has no gain
