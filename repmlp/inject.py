@@ -7,11 +7,13 @@ input positions, both in the order (channel within the group, y, x). A sequence 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class BatchNormStats(NamedTuple):
@@ -172,7 +174,7 @@ class _ConvToFC(torch.autograd.Function):
         ctx.geometry = (kernel.shape, size, padding, groups)
         (out_channels, in_per_group, _, _), (h, w) = kernel.shape, size
         out_per_group = out_channels // groups
-        matrix = kernel.new_zeros(groups, out_per_group, h, w, in_per_group, h, w)
+        matrix = _zeros((groups, out_per_group, h, w, in_per_group, h, w), kernel)
         for diagonal, tap in _taps(matrix, kernel, padding, groups):
             diagonal.copy_(tap.expand_as(diagonal))
         # (G, O/G, h, w, I/G, h, w) -> (G, O/G*h*w, I/G*h*w)
@@ -186,6 +188,19 @@ class _ConvToFC(torch.autograd.Function):
         taps = [_diagonal(grad, a - padding[0], b - padding[1]).sum(dim=(-2, -1)) for a in range(kh) for b in range(kw)]
         # kh*kw of (G, O/G, I/G) -> (O, I/G, kh, kw)
         return torch.stack(taps, dim=-1).reshape(out_channels, in_per_group, kh, kw), None, None, None
+
+
+def _zeros(shape: Sequence[int], like: Tensor) -> Tensor:
+    """Return zeros of the dtype and on the device of `like`, nearly free on a CPU.
+
+    The system hands out cleared memory, page by page as it is first touched. The diagonals touch few pages of a large
+    matrix; torch.zeros would write all of them first, which takes many times as long as filling the diagonals.
+    """
+    traced = type(like) not in (Tensor, nn.Parameter) or torch.compiler.is_compiling() or torch.jit.is_tracing()
+    if like.device.type != "cpu" or traced:
+        return like.new_zeros(shape)
+    # in bytes, because numpy has no bfloat16
+    return torch.from_numpy(np.zeros(math.prod(shape) * like.element_size(), np.uint8)).view(like.dtype).view(*shape)
 
 
 def _taps(

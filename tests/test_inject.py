@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from repmlp.inject import BatchNormStats, Branch, conv_to_fc, fuse_bn, merge_branches
 
@@ -142,6 +143,23 @@ def test_sequences():
     assert relative(apply_fc(x.unsqueeze(2), weight).squeeze(2), expected) < 1e-12
     merged, bias = merge_branches(torch.zeros_like(weight), None, [Branch(kernel)], (11,))
     assert torch.equal(merged, weight) and not bias.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_conv_to_fc_keeps_its_bits_in_every_dtype(dtype):
+    kernel = torch.nn.Parameter(torch.randn(4, 1, 3, 3, dtype=dtype))
+    found = conv_to_fc(kernel, (5, 6), groups=2)
+    assert found.dtype == dtype and torch.equal(found.double(), conv_to_fc(kernel.double(), (5, 6), groups=2))
+    assert torch.equal(conv_to_fc(kernel.detach(), (5, 6), groups=2), found)
+
+
+def test_conv_to_fc_under_tracing():
+    kernel = torch.randn(4, 1, 3, 3)
+    compiled = torch.compile(conv_to_fc, backend="eager")(kernel, (5, 6))
+    assert torch.equal(compiled, conv_to_fc(kernel, (5, 6)))
+    with FakeTensorMode() as mode:
+        assert conv_to_fc(mode.from_tensor(kernel), (5, 6)).shape == (1, 4 * 30, 30)
+    assert conv_to_fc(kernel.to("meta"), (5, 6)).is_meta
 
 
 def test_conv_to_fc_is_differentiable_twice():
