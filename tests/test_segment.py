@@ -196,4 +196,4 @@ def test_the_command_names_a_mask_with_unknown_labels_and_runs_rows_side_by_side
     short = ["recipe.epochs=1", "recipe.warmup_epochs=0", "data.workers=1"]
     done = command("experiments/segment.py", *joblib, *TINY, *short, *folders)
     assert done.returncode == 0, done.stderr
-    assert "upernet_slim, branches 1x1+3x3, 3x3 embeddings, 1 epochs, seed 0" in done.stdout + done.stderr
+    assert "upernet_slim, branches 1x1+3x3, 3x3 embeddings, 1 epoch, seed 0" in done.stdout + done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -45,4 +46,8 @@ def _build(registry: Mapping[str, type], config: Mapping[str, Any], batch_size: 
     try:
         return registry[name](**arguments, batch_size=batch_size, seed=seed)
     except TypeError as error:
-        raise ValueError(f"data {name}: {error}") from error
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if unknown is None:
+            raise ValueError(f"data {name}: {error}") from error
+        setting = unknown.group(1)
+        raise ValueError(f"data.{setting}={arguments.get(setting)}: {name} has no such setting") from error

@@ -89,7 +89,7 @@ def row_label(config: Mapping[str, Any]) -> str:
         parts.append(f"{model['embed_kernel']}x{model['embed_kernel']} embeddings")
     if config["data"].get("n_train"):
         parts.append(f"{config['data']['n_train']} images")
-    parts.append(f"{config['recipe']['epochs']} epochs")
+    parts.append(f"{config['recipe']['epochs']} epoch{'s' if config['recipe']['epochs'] != 1 else ''}")
     parts += [f"{name} {config[of][name]}" for of, names in ADDITIONS.items() for name in names if config[of].get(name)]
     return ", ".join([*parts, f"seed {config['seed']}"])
 
