@@ -140,7 +140,7 @@ def _order(value: str) -> tuple[int, str]:
 
 def pairs_table(rows: pd.DataFrame, slow: str) -> pd.DataFrame:
     """Make the table of things that were measured in two ways, ours and a straightforward one (`slow`)."""
-    keys = [key for key in ("model", "of", "batch_size") if key in rows and rows[key].notna().any()]
+    keys = [key for key in ("model", "of", "batch_size", "freed_memory") if key in rows and rows[key].notna().any()]
     # where it was measured: part of what is compared with what, told where it is not one and the same
     where = [key for key in ("device", "threads", "dtype", "engine") if key in rows]
     told = [*keys, *(key for key in where if rows[key].nunique(dropna=False) > 1)]

@@ -14,6 +14,7 @@ which are random. Records go to results/benchmark/measured/; `python analysis/ma
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import ctypes
 import gc
@@ -44,6 +45,7 @@ from repmlp.models import build_model, merged_copy
 from repmlp.results import branch_label, config_key, write_json
 from repmlp.segmentation import STRIDE
 from repmlp.training.launch import mistakes_in_one_line, run_command
+from repmlp.training.memory import freed_memory_kept
 from repmlp.training.rows import git_state
 
 WHAT = ("inference", "branches", "training", "merging", "conv_to_fc", "scaling", "segmentation")
@@ -207,6 +209,7 @@ class Bench:
             "dtype",
             "of",
             "kernels",
+            "freed_memory",
         )
         write_json(self.folder / f"{config_key({k: record[k] for k in same if k in record})}.json", record)
         return record
@@ -449,20 +452,28 @@ def training(bench: Bench, options: Mapping[str, Any]) -> None:
             if isinstance(ours, RepMLPNet):
                 nets = {"plain": PlainRepMLPNet(ours), **nets}
             runs = {form: step(net, batch, size, form == "ours", bench, options) for form, net in nets.items()}
-            print(f"training, {text}, batch {batch}, {options['engine']}, {bench.rounds} rounds", flush=True)
-            seconds = bench.in_turn(runs)
-            for form, run in runs.items():
-                row = {
-                    "model": name,
-                    "form": form,
-                    "img_size": size,
-                    "batch_size": batch,
-                    "engine": options["engine"],
-                    "images_per_second": batch / middle(seconds[form]),
-                    "peak_memory_bytes": bench.peak_memory(run),
-                    "kernels_started": bench.kernels_started(run),
-                }
-                print(f"  {form:10s} {line(bench.write('training', row, seconds[form]))}", flush=True)
+            # a GPU's memory torch keeps by itself; on a CPU our commands train with it kept
+            memories = {"returned": contextlib.nullcontext, "kept": freed_memory_kept}
+            if bench.device.type != "cpu":
+                memories = {None: contextlib.nullcontext}
+            for memory, context in memories.items():
+                said = f", freed memory {memory}" if memory else ""
+                print(f"training, {text}, batch {batch}, {options['engine']}{said}, {bench.rounds} rounds", flush=True)
+                with context():
+                    seconds = bench.in_turn(runs)
+                    for form, run in runs.items():
+                        row = {
+                            "model": name,
+                            "form": form,
+                            "img_size": size,
+                            "batch_size": batch,
+                            "engine": options["engine"],
+                            "freed_memory": memory,
+                            "images_per_second": batch / middle(seconds[form]),
+                            "peak_memory_bytes": bench.peak_memory(run),
+                            "kernels_started": bench.kernels_started(run),
+                        }
+                        print(f"  {form:10s} {line(bench.write('training', row, seconds[form]))}", flush=True)
 
 
 def step(

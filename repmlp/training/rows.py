@@ -45,6 +45,7 @@ from repmlp.results import (
     write_record,
 )
 from repmlp.training.callbacks import AveragedWeights, EpochLine, KernelImages
+from repmlp.training.memory import freed_memory_kept
 from repmlp.training.module import RecipeModule
 from repmlp.training.schedule import SCHEDULES
 from repmlp.training.tasks import TASKS
@@ -422,14 +423,16 @@ def _quieten() -> None:
 
 def _fit(trainer: L.Trainer, module: RecipeModule, train_loader: Any, val_loader: Any, checkpoint: Path | None) -> None:
     """Run the fit loop; Ctrl-C comes out as KeyboardInterrupt (Lightning turns it into an exit)."""
+    on_cpu = trainer.strategy.root_device.type == "cpu"
     try:
-        trainer.fit(
-            module,
-            train_dataloaders=train_loader,
-            val_dataloaders=val_loader,
-            ckpt_path=checkpoint,
-            weights_only=True,
-        )
+        with freed_memory_kept() if on_cpu else contextlib.nullcontext():
+            trainer.fit(
+                module,
+                train_dataloaders=train_loader,
+                val_dataloaders=val_loader,
+                ckpt_path=checkpoint,
+                weights_only=True,
+            )
     except SystemExit as error:
         raise KeyboardInterrupt from error
 
