@@ -35,10 +35,14 @@ DRAWN = {
 
 def mean_curve(runs: pd.DataFrame, field: str) -> pd.Series:
     """Return the mean over runs of one field of their curves, by epoch counted from 1."""
-    curves = [
-        pd.Series({entry["epoch"] + 1: entry[field] for entry in curve if field in entry}) for curve in runs["curve"]
-    ]
-    return pd.concat(curves, axis=1).mean(axis=1)
+    return mean_of(
+        [pd.Series({entry["epoch"] + 1: entry[field] for entry in curve if field in entry}) for curve in runs["curve"]]
+    )
+
+
+def mean_of(curves: list[pd.Series]) -> pd.Series:
+    """Return the mean at the epochs that all have: runs may have been evaluated at different ones."""
+    return pd.concat(curves, axis=1, join="inner").sort_index().mean(axis=1)
 
 
 def index_curve(runs: pd.DataFrame, which: str) -> pd.Series:
@@ -54,7 +58,8 @@ def index_curve(runs: pd.DataFrame, which: str) -> pd.Series:
         )
         for curve in runs["curve"]
     ]
-    return pd.concat(curves, axis=1).mean(axis=1)
+    kept = [curve for curve in curves if len(curve)]
+    return mean_of(kept) if kept else pd.Series(dtype=float)
 
 
 def near_share(runs: pd.DataFrame, which: str, distance: int = 1) -> pd.Series:

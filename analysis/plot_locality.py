@@ -84,7 +84,7 @@ def correlations(records: pd.DataFrame) -> pd.DataFrame:
                 samples, chance = rank_correlation_samples(pairs)
                 few = points < LEAST_FOR_INTERVAL
                 between = "(few points)" if few else "({:+.2f} to {:+.2f})".format(*interval(samples))
-                row[words] = f"{rho:+.2f} {between}, chance {chance:.3f}"
+                row[words] = f"{rho:+.2f} {between}, chance {f'{chance:.3f}' if chance >= 0.001 else '<0.001'}"
         table.append(row)
     return pd.DataFrame(table)
 
