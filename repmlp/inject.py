@@ -191,10 +191,10 @@ class _ConvToFC(torch.autograd.Function):
 
 
 def _zeros(shape: Sequence[int], like: Tensor) -> Tensor:
-    """Return zeros of the dtype and on the device of `like`, nearly free on a CPU.
+    """Return zeros of the dtype and on the device of `like`; on a CPU without writing them.
 
-    The system hands out cleared memory, page by page as it is first touched. The diagonals touch few pages of a large
-    matrix; torch.zeros would write all of them first, which takes many times as long as filling the diagonals.
+    The system hands out memory that it has cleared. torch.zeros writes the zeros once more, which was nearly half of
+    the time of conv_to_fc on a 64x64 map.
     """
     traced = type(like) not in (Tensor, nn.Parameter) or torch.compiler.is_compiling() or torch.jit.is_tracing()
     if like.device.type != "cpu" or traced:
