@@ -22,10 +22,10 @@ def freed_memory_kept() -> Iterator[None]:
     network at batch 128 on two cores. Kept, its peak is 7 % higher. (torch keeps a GPU's memory by itself.) Does
     nothing where the C library is not glibc.
     """
-    libc = ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
-    if libc is None:
+    if platform.libc_ver()[0] != "glibc":
         yield
         return
+    libc = ctypes.CDLL(None)
     libc.mallopt(MMAP_MAX, 0)  # all from the heap,
     libc.mallopt(TRIM_THRESHOLD, -1)  # whose end is not returned either
     try:
