@@ -18,13 +18,11 @@ import contextlib
 import copy
 import ctypes
 import gc
-import platform
 import re
 import tempfile
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +41,10 @@ from repmlp import RepMLPNet, ResMLP, SetSharingFC, conv_to_fc, deploy
 from repmlp.cost import count_macs, count_params
 from repmlp.models import build_model, merged_copy
 from repmlp.results import branch_label, config_key, write_json
+from repmlp.runs.provenance import device_name, git_state, processor, versions
 from repmlp.segmentation import STRIDE
 from repmlp.training.launch import mistakes_in_one_line, run_command
 from repmlp.training.memory import freed_memory_kept
-from repmlp.training.rows import git_state
 
 WHAT = ("inference", "branches", "training", "merging", "conv_to_fc", "scaling", "segmentation")
 FORMS = ("plain", "train-time", "merged", "deployed")
@@ -135,10 +133,11 @@ class Bench:
         self.folder = Path(options["results_dir"]) / "benchmark" / "measured"
         packages = ("torch", "timm", *(e for e in ("onnxruntime", "openvino") if e == options["engine"]))
         self.common = {
-            "device": torch.cuda.get_device_name(self.device) if cuda else f"{platform.machine()} CPU",
+            "device": device_name(self.device),
+            "processor": processor(),
             "threads": torch.get_num_threads(),
             "dtype": options["dtype"],
-            "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
+            "versions": versions(packages),
             **git_state(),
         }
         self.run = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime())  # ratios are taken within one run

@@ -41,7 +41,6 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,10 +56,10 @@ from repmlp.data.segmentation import IGNORED, SegmentationInfo
 from repmlp.models import check_num_classes, load_model, merged_copy
 from repmlp.repmlpnet import RepMLPNet
 from repmlp.results import PATHS, write_json
+from repmlp.runs.provenance import device_name, git_state, processor, versions
 from repmlp.segmentation import STRIDE, UperNet, distance_to_borders
 from repmlp.statistics import bootstrap_weights, interval, pooled
 from repmlp.training.launch import device_of, mistakes_in_one_line, run_command
-from repmlp.training.rows import git_state
 
 NEAR = 8  # pixels from a line: closer ones are near
 BINS = (1, 2, 4, 8)  # widths of bins: those that NEAR is a multiple of
@@ -162,9 +161,10 @@ def borders(config: DictConfig) -> tuple[Path, dict[str, Any]]:
         "summary": summarise(counts, tile, config.step, config.bin, config.block),
         "distances": list(range(0, tile // 2, config.bin)),
         **{name: getattr(counts, name).tolist() for name in ("correct", "labelled", "correct_far", "seams")},
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+        "device": device_name(device),
+        "processor": processor(),
         "threads": torch.get_num_threads(),
-        "versions": {name: version(name) for name in ("torch", "timm", "numpy", "segmentation-models-pytorch")},
+        "versions": versions(("torch", "timm", "numpy", "segmentation-models-pytorch")),
         **git_state(),
         "config": {"model": model, "data": {name: value for name, value in settings.items() if name not in PATHS}},
     }

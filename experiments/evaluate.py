@@ -14,7 +14,6 @@ import copy
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +35,7 @@ from repmlp.export import (
 )
 from repmlp.models import check_num_classes, open_checkpoint
 from repmlp.results import PATHS, write_json
+from repmlp.runs.provenance import device_name, processor, versions
 from repmlp.segmentation import UperNet
 from repmlp.training.launch import device_of, mistakes_in_one_line, run_command
 from repmlp.training.merge_check import compare_merged
@@ -111,9 +111,10 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
         "merging": metrics,
         "quantised": None if quantised is None else quantised._asdict(),
         "calibration_images": None if quantised is None else config.calibration_images,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+        "device": device_name(device),
+        "processor": processor(),
         "threads": torch.get_num_threads(),
-        "versions": {name: version(name) for name in packages},
+        "versions": versions(packages),
     }
 
 

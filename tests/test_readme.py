@@ -23,13 +23,14 @@ def test_commands_exist():
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
     for script in re.findall(r"python (\w+/\w+\.py)", README):
         assert (ROOT / script).is_file(), script
-    for sweep in re.findall(r"\+sweep=(\w+)", README):
+    for sweep in re.findall(r"\+sweep=([\w/]+)", README):
         assert (ROOT / f"experiments/conf/sweep/{sweep}.yaml").is_file(), sweep
 
 
 def test_every_sweep_is_in_the_readme():
-    for path in (ROOT / "experiments/conf/sweep").glob("*.yaml"):
-        assert f"+sweep={path.stem}`" in README, path.stem
+    for path in (ROOT / "experiments/conf/sweep").rglob("*.yaml"):
+        name = path.relative_to(ROOT / "experiments/conf/sweep").with_suffix("")
+        assert f"+sweep={name}`" in README, name
 
 
 def test_links_and_pictures_exist():

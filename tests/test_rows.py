@@ -66,6 +66,7 @@ def test_record_holds_everything(finished):
     for which, by_layer in record["curve"][-1]["locality"].items():
         final = [locality_index(layer[which], layer["size"]) for layer in record["locality"]]
         assert by_layer == pytest.approx(final, abs=2e-5)
+    assert record["processor"]["name"] and record["processor"].keys() == {"name", "family", "amx"}
     assert record["config"]["recipe"]["epochs"] == 2 and record["train_seconds"] > 0
     path = record_path(finished["results_dir"], finished["study"], row_key(finished))
     assert finished["output_dir"] not in path.read_text(), "records are published: no folders in them"

@@ -11,16 +11,13 @@ import hashlib
 import json
 import logging
 import os
-import platform
 import socket
-import subprocess
 import sys
 import time
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +41,7 @@ from repmlp.results import (
     record_path,
     write_record,
 )
+from repmlp.runs.provenance import device_name, git_state, processor, versions
 from repmlp.training.callbacks import AveragedWeights, EpochLine, KernelImages
 from repmlp.training.memory import freed_memory_kept
 from repmlp.training.module import RecipeModule
@@ -334,11 +332,11 @@ def _train(config: Mapping[str, Any], folder: Path, path: Path) -> None:
         * module.steps_per_epoch
         * recipe["batch_size"]
         / max(module.train_seconds, 1e-9),
-        "device": _device_name(trainer.strategy.root_device),
+        "device": device_name(trainer.strategy.root_device),
+        "processor": processor(),
         "processes": trainer.world_size,
         "threads": torch.get_num_threads(),
-        "versions": {name: version(name) for name in ("torch", "lightning", "torchmetrics", "timm", "numpy")}
-        | {"python": platform.python_version()},
+        "versions": versions(),
         **state,
         "commits": module.commits,
         "config": _published(config),
@@ -468,25 +466,3 @@ def _published(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the whole configuration but for folders and for how the command was given: records are published."""
     kept = {k: v for k, v in config.items() if k not in ("results_dir", "output_dir", "rerun", "reuse", "backbone")}
     return json.loads(json.dumps({**kept, "data": {k: v for k, v in kept["data"].items() if k not in PATHS}}))
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.processor() or platform.machine()} CPU"
-
-
-def git_state() -> dict[str, Any]:
-    """Return the commit of the code and whether the tree differs from it (records do not count); None outside git."""
-    here = Path(__file__).resolve().parent
-
-    def git(*arguments: str) -> str | None:
-        with contextlib.suppress(OSError, subprocess.CalledProcessError):
-            return subprocess.run(
-                ["git", "-C", str(here), *arguments], check=True, capture_output=True, text=True
-            ).stdout.strip()
-        return None
-
-    commit = git("rev-parse", "HEAD")
-    changes = git("status", "--porcelain", "--", ":/", ":(top,exclude)results")
-    return {"commit": commit, "dirty": None if changes is None else bool(changes)}

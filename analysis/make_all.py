@@ -1,0 +1,47 @@
+"""Make every table and figure that comes out of records alone, of all studies.
+
+    python analysis/make_all.py                     # -> results/, where they lie
+    python analysis/make_all.py --results FOLDER    # of records elsewhere
+
+What needs trained weights (plot_kernels.py) or images (experiments/borders.py's pictures) is not among them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import make_benchmark
+import make_tables
+import plot_borders
+import plot_curves
+import plot_locality
+import plot_study
+
+from repmlp.results import MEASURED, cell_key, load_records
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=ROOT / "results", help="folder of the records")
+    options = parser.parse_args(argv)
+    where = ["--results", str(options.results)]
+    make_tables.main(where)
+    if any(options.results.glob("benchmark/measured/*.json")):
+        make_benchmark.main(where)
+    for study in sorted(path.parent.name for path in options.results.glob("*/records")):
+        by_task = {task: load_records(options.results, study, task) for task in MEASURED}
+        if any(len(records) for records in by_task.values()):
+            plot_curves.main([study, *where])
+        classified = by_task["classification"]
+        if len(classified) and len({cell_key(config) for config in classified["config"]}) > 1:
+            plot_study.main([study, *where])
+        if any(options.results.glob(f"{study}/borders/*.json")):
+            plot_borders.main([study, *where])
+    plot_locality.main(where)
+
+
+if __name__ == "__main__":
+    main()
