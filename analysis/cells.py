@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from repmlp.results import determining
+from repmlp.runs.key import determining
 
 
 def standard_error(rows: pd.DataFrame) -> float:

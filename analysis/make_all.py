@@ -18,7 +18,8 @@ import plot_curves
 import plot_locality
 import plot_study
 
-from repmlp.results import MEASURED, cell_key, load_records
+from repmlp.runs.key import cell_key
+from repmlp.runs.record import MEASURED, load_records
 
 ROOT = Path(__file__).resolve().parents[1]
 

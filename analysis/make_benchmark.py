@@ -22,7 +22,7 @@ from figures import save
 from matplotlib.ticker import FuncFormatter
 from table_parts import emit, read_paper
 
-from repmlp.results import branch_label
+from repmlp.runs.key import branch_label
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTING = ["device", "threads", "dtype", "engine", "batch_size"]

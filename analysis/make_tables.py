@@ -26,7 +26,8 @@ from table_parts import emit, listed, mean_std, read_paper
 
 from repmlp import RepMLPBlock, build_model
 from repmlp.cost import count_macs, count_params, count_params_layers, count_params_paper
-from repmlp.results import MEASURED, branch_label, by_setting, cell_key, determining, load_records
+from repmlp.runs.key import branch_label, by_setting, cell_key, determining
+from repmlp.runs.record import MEASURED, load_records
 
 ROOT = Path(__file__).resolve().parents[1]
 

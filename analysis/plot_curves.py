@@ -17,7 +17,8 @@ from matplotlib.ticker import MaxNLocator
 from segmentation_tables import with_setup
 
 from repmlp.locality import uniform_profile
-from repmlp.results import MEASURED, branch_label, by_setting, cell_key, load_records
+from repmlp.runs.key import branch_label, by_setting, cell_key
+from repmlp.runs.record import MEASURED, load_records
 
 ROOT = Path(__file__).resolve().parents[1]
 # by task: the field of a curve, what it is, what the loss is, and the columns in which runs of one network may differ

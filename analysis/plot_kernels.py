@@ -24,8 +24,8 @@ from torch import Tensor
 
 from repmlp import InjectedLinear, SetSharingFC
 from repmlp.locality import kernel_map, locality_profile, uniform_profile
-from repmlp.models import SPATIAL_LAYERS, open_checkpoint
-from repmlp.results import load_records
+from repmlp.models.build import SPATIAL_LAYERS, open_checkpoint
+from repmlp.runs.record import load_records
 
 Layer = SetSharingFC | InjectedLinear
 ROOT = Path(__file__).resolve().parents[1]

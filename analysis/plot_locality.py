@@ -22,7 +22,8 @@ from figures import save
 from table_parts import emit
 
 from repmlp.locality import locality_index
-from repmlp.results import cell_key, config_key, determining, load_records
+from repmlp.runs.key import cell_key, config_key, determining
+from repmlp.runs.record import load_records
 from repmlp.statistics import interval, rank_correlation, rank_correlation_samples
 
 ROOT = Path(__file__).resolve().parents[1]

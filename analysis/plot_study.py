@@ -23,7 +23,8 @@ from cells import differing_settings, ordered, standard_error
 from figures import save
 from table_parts import emit, listed
 
-from repmlp.results import branch_label, cell_key, load_records
+from repmlp.runs.key import branch_label, cell_key
+from repmlp.runs.record import load_records
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTE = (

@@ -16,7 +16,7 @@ from table_parts import listed, mean_std, read_paper
 
 from repmlp import build_model
 from repmlp.cost import count_macs, count_params
-from repmlp.results import branch_label, cell_key, determining
+from repmlp.runs.key import branch_label, cell_key, determining
 
 CLASSES = 19  # of Cityscapes
 IMAGES = (2_975, 500)

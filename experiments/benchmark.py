@@ -39,11 +39,12 @@ from torch.profiler import ProfilerActivity, profile
 
 from repmlp import RepMLPNet, ResMLP, SetSharingFC, conv_to_fc, deploy
 from repmlp.cost import count_macs, count_params
-from repmlp.models import build_model, merged_copy
-from repmlp.results import branch_label, config_key, write_json
+from repmlp.models.build import build_model, merged_copy
+from repmlp.models.upernet import STRIDE
+from repmlp.runs.key import branch_label, config_key
+from repmlp.runs.launch import mistakes_in_one_line, run_command
 from repmlp.runs.provenance import device_name, git_state, processor, versions
-from repmlp.segmentation import STRIDE
-from repmlp.training.launch import mistakes_in_one_line, run_command
+from repmlp.runs.record import write_json
 from repmlp.training.memory import freed_memory_kept
 
 WHAT = ("inference", "branches", "training", "merging", "conv_to_fc", "scaling", "segmentation")

@@ -53,13 +53,14 @@ from torch import Tensor, nn
 
 from repmlp.data import build_segmentation_data
 from repmlp.data.segmentation import IGNORED, SegmentationInfo
-from repmlp.models import check_num_classes, load_model, merged_copy
-from repmlp.repmlpnet import RepMLPNet
-from repmlp.results import PATHS, write_json
+from repmlp.models.build import check_num_classes, load_model, merged_copy
+from repmlp.models.repmlpnet import RepMLPNet
+from repmlp.models.upernet import STRIDE, UperNet, distance_to_borders
+from repmlp.runs.key import PATHS
+from repmlp.runs.launch import device_of, mistakes_in_one_line, run_command
 from repmlp.runs.provenance import device_name, git_state, processor, versions
-from repmlp.segmentation import STRIDE, UperNet, distance_to_borders
+from repmlp.runs.record import write_json
 from repmlp.statistics import bootstrap_weights, interval, pooled
-from repmlp.training.launch import device_of, mistakes_in_one_line, run_command
 
 NEAR = 8  # pixels from a line: closer ones are near
 BINS = (1, 2, 4, 8)  # widths of bins: those that NEAR is a multiple of

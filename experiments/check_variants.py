@@ -25,7 +25,7 @@ from torch import nn
 
 import repmlp  # noqa: F401  (registers the variants)
 from repmlp.cost import count_macs, count_params, count_params_layers
-from repmlp.results import write_json
+from repmlp.runs.record import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 VARIANTS = tuple(f"repmlpnet_{name}" for name in ("t224", "b224", "t256", "b256", "d256", "l256"))

@@ -33,11 +33,12 @@ from repmlp.export import (
     to_exported_program,
     to_onnx,
 )
-from repmlp.models import check_num_classes, open_checkpoint
-from repmlp.results import PATHS, write_json
+from repmlp.models.build import check_num_classes, open_checkpoint
+from repmlp.models.upernet import UperNet
+from repmlp.runs.key import PATHS
+from repmlp.runs.launch import device_of, mistakes_in_one_line, run_command
 from repmlp.runs.provenance import device_name, processor, versions
-from repmlp.segmentation import UperNet
-from repmlp.training.launch import device_of, mistakes_in_one_line, run_command
+from repmlp.runs.record import write_json
 from repmlp.training.merge_check import compare_merged
 
 if TYPE_CHECKING:

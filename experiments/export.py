@@ -28,8 +28,8 @@ from torch import Tensor, nn
 
 from repmlp import RepMLPNet, deploy
 from repmlp.export import difference, image_size, onnx_session, run_onnx, to_exported_program, to_onnx
-from repmlp.models import load_model, open_checkpoint, save_model
-from repmlp.training.launch import mistakes_in_one_line, run_command
+from repmlp.models.build import load_model, open_checkpoint, save_model
+from repmlp.runs.launch import mistakes_in_one_line, run_command
 
 WEIGHTS, PROGRAM, ONNX = "model.safetensors", "model.pt2", "model.onnx"
 TOLERANCE = 1e-4  # relative difference of float32 outputs; about 1e-6 is usual

@@ -17,7 +17,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from repmlp.training.launch import run_command, run_job
+from repmlp.runs.launch import run_command, run_job
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="segment")

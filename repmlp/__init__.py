@@ -1,14 +1,14 @@
 """Locality Injection for vision MLPs: train with convolutions beside fully-connected layers, deploy without them."""
 
-import repmlp.small_mlps  # noqa: F401  (registers its networks with timm)
-from repmlp.deploy import DeployedRepMLPNet, deploy
-from repmlp.inject import BatchNormStats, Branch, conv_to_fc, fuse_bn, merge_branches
+import repmlp.models.mixers  # noqa: F401  (registers its networks with timm)
+from repmlp.deployment import DeployedRepMLPNet, deploy
+from repmlp.injection import InjectedLinear, inject_locality, merge_locality
 from repmlp.layers import GlobalPerceptron, LocalPerceptron, RepMLPBlock, SetSharingFC
-from repmlp.models import build_model, load_model, save_model
-from repmlp.repmlpnet import RepMLPNet
-from repmlp.resize import resize
-from repmlp.resmlp import ResMLP
-from repmlp.universal import InjectedLinear, inject_locality, merge_locality
+from repmlp.models.build import build_model, load_model, save_model
+from repmlp.models.repmlpnet import RepMLPNet
+from repmlp.models.resmlp import ResMLP
+from repmlp.reparam import BatchNormStats, Branch, conv_to_fc, fuse_bn, merge_branches
+from repmlp.resizing import resize
 
 __version__ = "0.1.0"
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from repmlp.layers import check_kernels
-from repmlp.repmlpnet import RepMLPNet, checkpoint_filter_fn
+from repmlp.models.repmlpnet import RepMLPNet, checkpoint_filter_fn
 
 # One row a layer: our name, the authors', mmpretrain's. # is a number; the numbers of a row are the same, in order.
 _NET = (

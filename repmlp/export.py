@@ -20,8 +20,8 @@ from timm.utils import reparameterize_model
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from repmlp.repmlpnet import RepMLPNet
-from repmlp.resmlp import ResMLP
+from repmlp.models.repmlpnet import RepMLPNet
+from repmlp.models.resmlp import ResMLP
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession

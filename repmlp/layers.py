@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from repmlp.inject import BatchNormStats, Branch, merge_branches
+from repmlp.reparam import BatchNormStats, Branch, merge_branches
 
 
 def batch_norm_stats(norm: nn.modules.batchnorm._BatchNorm) -> BatchNormStats:

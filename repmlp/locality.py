@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repmlp.models import SPATIAL_LAYERS
+from repmlp.models.build import SPATIAL_LAYERS
 
 
 def kernel_map(weight: Tensor, size: tuple[int, int], share_set: int, point: tuple[int, int]) -> Tensor:

@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from repmlp.data import build_segmentation_data
     from repmlp.data.segmentation import IGNORED
-    from repmlp.segmentation import predict
+    from repmlp.models.upernet import predict
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("checkpoint", "data_root", "out"):
@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    from repmlp.training.launch import mistakes_in_one_line
+    from repmlp.runs.launch import mistakes_in_one_line
 
     with mistakes_in_one_line():
         main()

@@ -9,8 +9,9 @@ import pytest
 import torch
 from conftest import ROOT, command, compose_config, tiny_config
 
-from repmlp.results import by_setting, load_records, record_path, write_record
-from repmlp.training.rows import row_key, run_row
+from repmlp.runs.key import by_setting
+from repmlp.runs.record import load_records, record_path, write_record
+from repmlp.runs.run import row_key, run_row
 
 sys.path.insert(0, str(ROOT / "analysis"))
 make_tables = importlib.import_module("make_tables")

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 from repmlp import RepMLPBlock, RepMLPNet, build_model, load_model, save_model
-from repmlp.segmentation import distance_to_borders
+from repmlp.models.upernet import distance_to_borders
 from repmlp.statistics import bootstrap_weights, interval, pooled
 
 sys.path[:0] = [str(ROOT / folder) for folder in ("experiments", "analysis", "tests")]
@@ -555,7 +555,7 @@ def test_the_picture_of_it(checkpoint, camvid, tmp_path, capsys):
     printed = capsys.readouterr().out
     with Image.open(tmp_path / "out.png") as picture:
         assert picture.width > 1000
-    from repmlp.segmentation import predict
+    from repmlp.models.upernet import predict
 
     data = borders.build_segmentation_data(
         {"name": "camvid", "root": camvid, "crop_size": [32, 32], "workers": 0}, batch_size=1, seed=0

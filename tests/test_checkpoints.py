@@ -555,7 +555,7 @@ def test_timm_drops_the_classifier_of_other_classes(t224):
 
 
 def test_merged_weights_for_a_train_time_model_are_said():
-    from repmlp.repmlpnet import checkpoint_filter_fn
+    from repmlp.models.repmlpnet import checkpoint_filter_fn
 
     merged = RepMLPNet(channels=(8,), blocks=(1,), share_sets=(2,), inference_mode=True)
     model = RepMLPNet(channels=(8,), blocks=(1,), share_sets=(2,))

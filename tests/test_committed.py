@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, command
 
-from repmlp.training.rows import row_key
+from repmlp.runs.run import row_key
 
 RECORDS = sorted((ROOT / "results").glob("*/records/*.json"))
 # made of trained weights or of images, which are not committed

@@ -12,7 +12,7 @@ from timm.models import group_parameters
 from repmlp import RepMLPNet, deploy, load_model, resize, save_model
 from repmlp.checkpoints import config_of, convert, load, load_backbone, to_official
 from repmlp.cost import count_macs, count_params
-from repmlp.repmlpnet import ConvBNReLU, OverlappingEmbedding
+from repmlp.models.repmlpnet import ConvBNReLU, OverlappingEmbedding
 
 NAMES = timm.list_models("repmlpnet*", module="repmlpnet")
 SMALL = {"img_size": 32, "stem_stride": 2, "channels": (8, 16, 32), "blocks": (1, 2, 1), "share_sets": (2, 4, 8)}

@@ -27,8 +27,8 @@ from repmlp.export import (
     to_exported_program,
     to_onnx,
 )
-from repmlp.models import open_checkpoint
-from repmlp.training.rows import row_key, run_row
+from repmlp.models.build import open_checkpoint
+from repmlp.runs.run import row_key, run_row
 
 BATCHES = (1, 3, 7)
 PATTERNS = ("data=patterns", "data.n_train=200", "data.n_test=100", "device=cpu")

@@ -16,10 +16,10 @@ from repmlp import build_model, load_model
 from repmlp.data.decoded import SharedOrder
 from repmlp.data.imagenet import ImageFolderData, eval_transform
 from repmlp.locality import locality_index
-from repmlp.results import config_key, determining
-from repmlp.training import rows
+from repmlp.runs import run as rows
+from repmlp.runs.key import config_key, determining
+from repmlp.runs.run import row_key, run_row
 from repmlp.training.classifier import Classifier
-from repmlp.training.rows import row_key, run_row
 
 SIZE = 32
 

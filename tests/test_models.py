@@ -9,7 +9,7 @@ from torch import nn
 
 from repmlp import RepMLPNet, ResMLP, build_model, load_model, save_model
 from repmlp.cost import count_macs, count_params, count_params_paper
-from repmlp.repmlpnet import FFN
+from repmlp.models.repmlpnet import FFN
 
 NETS = {"repmlpnet": RepMLPNet, "resmlp": ResMLP}
 SMALL = {

@@ -11,7 +11,7 @@ from repmlp.data.patterns import PatternsData, generate
 from repmlp.data.rand_augment import GROUPS, OPERATIONS, RandAugment, grey
 from repmlp.data.resident import Augmentation, ImageSet, ResidentLoader, augment
 from repmlp.randomness import derive_seed
-from repmlp.training.rows import row_key
+from repmlp.runs.run import row_key
 
 FILL = [129, 124, 112]
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)

@@ -6,16 +6,8 @@ import sys
 
 import pytest
 
-from repmlp.results import (
-    MEASURED,
-    REQUIRED,
-    BadRecord,
-    config_key,
-    load_records,
-    read_record,
-    record_path,
-    write_record,
-)
+from repmlp.runs.key import config_key
+from repmlp.runs.record import MEASURED, REQUIRED, BadRecord, load_records, read_record, record_path, write_record
 
 RECORD = dict.fromkeys(REQUIRED | MEASURED["classification"], 1)
 
@@ -74,7 +66,7 @@ def test_a_full_disk_leaves_the_old_record(tmp_path):
     script = (
         "import json, resource, sys\n"
         "from pathlib import Path\n"
-        "from repmlp.results import write_record\n"
+        "from repmlp.runs.record import write_record\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
         "try:\n"
         "    write_record(Path(sys.argv[1]), json.loads(sys.argv[2]))\n"

@@ -10,11 +10,11 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from repmlp.checkpoints import read
-from repmlp.models import build_model, load_model, save_model
-from repmlp.results import record_path
-from repmlp.segmentation import start_backbone
-from repmlp.training import rows
-from repmlp.training.rows import row_key, run_row
+from repmlp.models.build import build_model, load_model, save_model
+from repmlp.models.upernet import start_backbone
+from repmlp.runs import run as rows
+from repmlp.runs.record import record_path
+from repmlp.runs.run import row_key, run_row
 
 CLASSIFIER = {
     "arch": "repmlpnet", "img_size": 32, "stem_stride": 4, "channels": [8, 16, 32, 64], "blocks": [1, 1, 1, 1],

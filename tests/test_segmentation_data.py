@@ -22,7 +22,7 @@ from repmlp.data.segmentation import (
     SeededPairs,
     eval_transform,
 )
-from repmlp.training.rows import one_line
+from repmlp.runs.run import one_line
 
 REAL = os.environ.get("REPMLP_DATA")
 WIDTH, HEIGHT = 64, 48

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, TINY, command, compose_config
 from hydra import compose, initialize_config_dir
-from test_rows import start
+from test_run import start
 
-from repmlp.training.rows import Outcome, row_key, row_label
-from repmlp.training.sweep import finish, note_outcome, progress_line, start_plan, sweep_rows
+from repmlp.runs.run import Outcome, row_key, row_label
+from repmlp.runs.sweep import finish, note_outcome, progress_line, start_plan, sweep_rows
 
 ROWS = ["-m", *TINY, "recipe.epochs=1", "recipe.warmup_epochs=0", "study=s"]
 

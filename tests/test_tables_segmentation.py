@@ -10,8 +10,9 @@ import torch
 from conftest import ROOT, command, compose_config
 
 from repmlp.cost import count_params
-from repmlp.results import by_setting, cell_key, config_key, determining, load_records, record_path, write_record
-from repmlp.segmentation import build_upernet
+from repmlp.models.upernet import build_upernet
+from repmlp.runs.key import by_setting, cell_key, config_key, determining
+from repmlp.runs.record import load_records, record_path, write_record
 
 sys.path.insert(0, str(ROOT / "analysis"))
 make_tables = importlib.import_module("make_tables")

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from repmlp.locality import kernel_map
-from repmlp.models import SPATIAL_LAYERS
+from repmlp.models.build import SPATIAL_LAYERS
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from timm.data import Mixup
 from torch import Tensor, nn
 from torchmetrics import Accuracy, MeanMetric, MetricCollection
 
-from repmlp.training.module import RecipeModule
+from repmlp.training.base import RecipeModule
 
 
 def accuracy_metrics(num_classes: int, **kwargs: Any) -> MetricCollection:

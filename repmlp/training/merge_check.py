@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from repmlp.models import merged_copy
+from repmlp.models.build import merged_copy
 from repmlp.training.classifier import PartAccuracy, accuracy_metrics
 
 

@@ -12,9 +12,9 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
 from repmlp.data.segmentation import IGNORED
-from repmlp.models import merged_copy
-from repmlp.segmentation import UperNet, predict
-from repmlp.training.module import RecipeModule
+from repmlp.models.build import merged_copy
+from repmlp.models.upernet import UperNet, predict
+from repmlp.training.base import RecipeModule
 
 
 def pixel_metrics(num_classes: int, **kwargs: Any) -> MetricCollection:
@@ -51,7 +51,7 @@ class Segmenter(RecipeModule):
     depends a little on how the images are dealt out.
 
     net: a UperNet. recipe, steps_per_epoch, seed: see RecipeModule; the recipe also has label_smoothing,
-    auxiliary_weight, and window: see `repmlp.segmentation.predict`. classes: their names.
+    auxiliary_weight, and window: see `repmlp.models.upernet.predict`. classes: their names.
     """
 
     def __init__(

@@ -13,8 +13,8 @@ from torch import nn
 
 from repmlp import RepMLPNet, ResMLP, deploy
 from repmlp.cost import count_macs
-from repmlp.deploy import DeployedUnit
-from repmlp.repmlpnet import RepMLPNetUnit
+from repmlp.deployment import DeployedUnit
+from repmlp.models.repmlpnet import RepMLPNetUnit
 
 NETS = {
     "two stages": {"channels": (16, 32), "blocks": (2, 2), "share_sets": (4, 16)},
@@ -142,5 +142,5 @@ def test_ffn_by_parts_is_the_ffn(monkeypatch):
     x = torch.randn(5, 3, 32, 32, dtype=torch.float64)
     with torch.no_grad():
         expected = deployed(x)
-        monkeypatch.setattr(sys.modules["repmlp.deploy"], "_HIDDEN_BYTES", 2 * 64 * 256 * 8)  # two images at once
+        monkeypatch.setattr(sys.modules["repmlp.deployment"], "_HIDDEN_BYTES", 2 * 64 * 256 * 8)  # two images at once
         torch.testing.assert_close(deployed(x), expected, rtol=1e-12, atol=1e-12)

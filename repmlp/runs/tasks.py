@@ -1,4 +1,4 @@
-"""What a run of classification and one of segmentation do differently; everything else about a run is in rows.py."""
+"""What a run of classification and one of segmentation do differently; everything else about a run is in run.py."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 from torch import nn
 
 from repmlp.data import build_data, build_segmentation_data
-from repmlp.models import build_model
-from repmlp.segmentation import STRIDE, check_window, start_backbone
+from repmlp.models.build import build_model
+from repmlp.models.upernet import STRIDE, check_window, start_backbone
+from repmlp.training.base import RecipeModule
 from repmlp.training.classifier import Classifier
 from repmlp.training.merge_check import compare_merged
-from repmlp.training.module import RecipeModule
 from repmlp.training.segmenter import Segmenter, compare_merged_masks
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repmlp import checkpoints
-from repmlp.repmlpnet import RepMLPNet
+from repmlp.models.repmlpnet import RepMLPNet
 
 STRIDE = 32  # of the backbones' last map
 

@@ -17,8 +17,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from repmlp.training.rows import first_process, one_line, row_label, run_row
-from repmlp.training.sweep import note_outcome, outcome_line, progress_line
+from repmlp.runs.run import first_process, one_line, row_label, run_row
+from repmlp.runs.sweep import note_outcome, outcome_line, progress_line
 
 log = logging.getLogger(__name__)
 

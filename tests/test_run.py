@@ -18,10 +18,10 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from repmlp.locality import locality_index
-from repmlp.results import REQUIRED, read_record, record_path
-from repmlp.training import rows
+from repmlp.runs import run as rows
+from repmlp.runs.record import REQUIRED, read_record, record_path
+from repmlp.runs.run import row_key, run_row
 from repmlp.training.classifier import Classifier
-from repmlp.training.rows import row_key, run_row
 
 # what may differ between two runs of the same row
 HOST_FIELDS = {"train_seconds", "images_per_second", "commit", "commits", "dirty"}

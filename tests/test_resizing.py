@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import repmlp  # noqa: F401  (registers the variants)
 from repmlp import RepMLPNet, ResMLP, SetSharingFC, build_model
-from repmlp.resize import _resize_fc, resize
+from repmlp.resizing import _resize_fc, resize
 
 SIZES = [
     ((4, 4), (8, 8)),

@@ -20,8 +20,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from repmlp.results import write_json
-from repmlp.training.rows import Outcome, first_process
+from repmlp.runs.record import write_json
+from repmlp.runs.run import Outcome, first_process
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from timm.models.mlp_mixer import Affine, MlpMixer, ResBlock, SpatialGatingBlock
 from torch import nn
 from torch.nn.utils import prune
 
+from repmlp.injection import InjectedLinear, inject_locality, merge_locality
 from repmlp.locality import kernel_map, locality_profile
-from repmlp.universal import InjectedLinear, inject_locality, merge_locality
 
 BLOCKS = {
     "resmlp": {"block_layer": partial(ResBlock, init_values=0.5), "norm_layer": Affine, "mlp_ratio": 4},

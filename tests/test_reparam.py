@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from repmlp.inject import BatchNormStats, Branch, conv_to_fc, fuse_bn, merge_branches
+from repmlp.reparam import BatchNormStats, Branch, conv_to_fc, fuse_bn, merge_branches
 
 settings.register_profile("repmlp", deadline=None, max_examples=40, derandomize=True)
 settings.load_profile("repmlp")

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repmlp.layers import SetSharingFC
-from repmlp.repmlpnet import RepMLPNet
-from repmlp.resmlp import ResMLP
+from repmlp.models.repmlpnet import RepMLPNet
+from repmlp.models.resmlp import ResMLP
 
 
 def resize(model: nn.Module, img_size: int | tuple[int, int]) -> nn.Module:

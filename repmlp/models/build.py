@@ -15,11 +15,11 @@ from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
 from repmlp import checkpoints
+from repmlp.injection import InjectedLinear, inject_locality
 from repmlp.layers import SetSharingFC
-from repmlp.repmlpnet import RepMLPNet
-from repmlp.resmlp import ResMLP
-from repmlp.segmentation import build_upernet
-from repmlp.universal import InjectedLinear, inject_locality
+from repmlp.models.repmlpnet import RepMLPNet
+from repmlp.models.resmlp import ResMLP
+from repmlp.models.upernet import build_upernet
 
 SPATIAL_LAYERS = (SetSharingFC, InjectedLinear)  # layers over a map that have branches, `size` and `merged()`
 

@@ -30,23 +30,15 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from repmlp.cost import count_macs, count_params, count_params_paper
 from repmlp.locality import network_profiles
-from repmlp.models import check_state_dict, save_model
-from repmlp.results import (
-    PATHS,
-    BadRecord,
-    branch_label,
-    config_key,
-    determining,
-    read_record,
-    record_path,
-    write_record,
-)
+from repmlp.models.build import check_state_dict, save_model
+from repmlp.runs.key import PATHS, branch_label, config_key, determining
 from repmlp.runs.provenance import device_name, git_state, processor, versions
+from repmlp.runs.record import BadRecord, read_record, record_path, write_record
+from repmlp.runs.tasks import TASKS
+from repmlp.training.base import RecipeModule
 from repmlp.training.callbacks import AveragedWeights, EpochLine, KernelImages
 from repmlp.training.memory import freed_memory_kept
-from repmlp.training.module import RecipeModule
 from repmlp.training.schedule import SCHEDULES
-from repmlp.training.tasks import TASKS
 
 log = logging.getLogger(__name__)
 

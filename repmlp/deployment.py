@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from repmlp.inject import fuse_bn
 from repmlp.layers import batch_norm_stats, cut_into_tiles, join_tiles
-from repmlp.repmlpnet import ConvBNReLU, OverlappingEmbedding, RepMLPNet, RepMLPNetUnit
+from repmlp.models.repmlpnet import ConvBNReLU, OverlappingEmbedding, RepMLPNet, RepMLPNetUnit
+from repmlp.reparam import fuse_bn
 
 
 def deploy(model: RepMLPNet) -> DeployedRepMLPNet:

@@ -1,12 +1,11 @@
-"""One JSON record a run: its key, an atomic write, and all records of a folder as one DataFrame."""
+"""One JSON record a run: what it has to hold, an atomic write, and all records of a folder as one DataFrame."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,60 +27,6 @@ MEASURED = {  # what a record of each task has to hold besides
 
 class BadRecord(ValueError):
     """A record file that is truncated or lacks a field."""
-
-
-def config_key(config: Mapping[str, Any]) -> str:
-    """Return twelve hex digits that stand for everything in `config`, whatever the order of its keys."""
-    text = json.dumps(config, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def branch_label(kernels: Iterable[int]) -> str:
-    """Write the sizes of branches as tables and progress lines show them: "1x1+3x3", or "none"."""
-    return "+".join(f"{k}x{k}" for k in kernels) or "none"
-
-
-# Fields of `data` that say where the images come from and who decodes them, not which they are.
-PATHS = ("root", "download", "workers", "eval_batch_size")
-# Settings that came later, at the value that changes nothing: left out, so that older records keep their keys.
-NEUTRAL = {
-    "model": {"drop_path_rate": 0.0, "arguments": None, "backbone": None},
-    "recipe": {"mixup": 0.0, "cutmix": 0.0, "ema_decay": 0.0, "decay_all": False},
-    "data": {"n_eval": None, "label": "imagenet", "randaugment": None},
-}
-
-
-def determining(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Pick what determines the result of a run: not paths, devices, folders or how often it is looked at."""
-    parts = {
-        name: {k: v for k, v in config[name].items() if k not in ignored and NEUTRAL[name].get(k, ...) != v}
-        for name, ignored in (("model", ("name",)), ("data", PATHS), ("recipe", ()))
-    }
-    if isinstance(parts["model"].get("kernels"), list):
-        parts["model"]["kernels"] = sorted(parts["model"]["kernels"], key=str)
-    trainer = config["trainer"]
-    # More processes split a batch, and batch norm sees the share of a process unless it is synchronised.
-    processes = trainer.get("devices", 1) * trainer.get("num_nodes", 1)
-    shared = {} if processes == 1 else {"processes": processes, "sync_batchnorm": trainer.get("sync_batchnorm", False)}
-    return {**parts, **shared, "seed": config["seed"], "precision": trainer["precision"]}
-
-
-def cell_key(config: Mapping[str, Any]) -> str:
-    """Return the key of everything but the seed: runs may be averaged only where it is the same."""
-    return config_key({k: v for k, v in determining(config).items() if k != "seed"})
-
-
-def by_setting(records: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """Split records by data, recipe and precision: only what is left may stand in one table.
-
-    Returns (suffix for a file name, records); the suffix is "" where there is one setting.
-    """
-    keys = [
-        config_key({k: v for k, v in determining(config).items() if k not in ("model", "seed")})
-        for config in records["config"]
-    ]
-    groups = list(records.groupby(keys))
-    return [("" if len(groups) == 1 else f"_{key[:6]}", rows) for key, rows in groups]
 
 
 def record_path(results_dir: Path | str, study: str, key: str) -> Path:

@@ -17,8 +17,8 @@ from timm.layers import PatchEmbed
 from timm.models.mlp_mixer import MixerBlock, ResBlock, SpatialGatingUnit
 from torch import Tensor, nn
 
-from repmlp.inject import merge_branches
 from repmlp.layers import LocalPerceptron, check_kernels
+from repmlp.reparam import merge_branches
 
 # which child of a known module mixes tokens; any other layer has to be named
 TOKEN_MIXING: dict[type[nn.Module], str] = {ResBlock: "linear_tokens", SpatialGatingUnit: "proj"}
