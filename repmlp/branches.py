@@ -5,8 +5,8 @@ A branch is written as people say it:
     3        3x3; "3" and "3x3" are the same branch
     "1x3"    one row of three columns; "3x1" the other way round
     "3d2"    3x3, dilated by 2: nine taps, two cells apart
-    "3s"     3x3 on the map after one fixed random permutation of its positions, undone afterwards: as many parameters
-             and multiply-accumulates and the same batch norm, an equally regular neighbourhood, but not the image's. It is
+    "3s"     3x3 on the map after one fixed random permutation of its positions, undone afterwards: the parameters,
+             multiply-accumulates and batch norm of 3 and an equally regular neighbourhood, but not the image's. It is
              the control for every claim about locality
 
 and combinations ("1x3d2", "5s", "3d2s").
@@ -40,8 +40,8 @@ class BranchSpec:
             raise ValueError(
                 f"branch {self.label}: its sides have to be odd numbers (1, 3, 5, ...), its dilation 1 or more"
             )
-        if self.dilation > 1 and self.shape == (1, 1):
-            raise ValueError(f"branch {self.label}: one tap cannot be dilated; write 1")
+        if self.shape == (1, 1) and (self.dilation > 1 or self.shuffled):
+            raise ValueError(f"branch {self.label}: one tap has no neighbours to dilate or to shuffle; write 1")
 
     @property
     def value(self) -> int | str:
