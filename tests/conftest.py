@@ -17,6 +17,9 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch import nn
 
+from repmlp.runs.launch import register_settings
+
+register_settings()
 ROOT = Path(__file__).resolve().parents[1]
 TINY = [
     "data=patterns",

@@ -9,9 +9,9 @@ import pytest
 import torch
 from conftest import ROOT, command, compose_config, tiny_config
 
-from repmlp.runs.key import by_setting
+from repmlp.runs.key import by_setting, run_key
 from repmlp.runs.record import load_records, record_path, write_record
-from repmlp.runs.run import row_key, run_row
+from repmlp.runs.run import execute
 
 sys.path.insert(0, str(ROOT / "analysis"))
 make_tables = importlib.import_module("make_tables")
@@ -36,7 +36,7 @@ def full_record(config: dict, top1: float) -> dict:
 
 def write(folder, top1: float, *overrides: str) -> None:
     config = compose_config(*overrides)
-    write_record(record_path(folder, "locality_cifar100", row_key(config)), full_record(config, top1))
+    write_record(record_path(folder, "locality_cifar100", run_key(config)), full_record(config, top1))
 
 
 def cell(table: pd.DataFrame, model: str, branches: str) -> pd.Series:
@@ -75,7 +75,7 @@ def test_table_2_holds_full_imagenet_records_alone(tmp_path):
     def row(top1, n_train=1_281_167, *overrides):
         config = compose_config("model=repmlpnet_t224", "data=imagenet", "recipe=imagenet", *overrides)
         record = {**full_record(config, top1), "data": "imagenet", "n_train": n_train, "n_eval": 50_000}
-        write_record(record_path(tmp_path, "train", row_key(config)), record)
+        write_record(record_path(tmp_path, "train", run_key(config)), record)
 
     row(76.0)
     row(77.0, 1_281_167, "seed=1")
@@ -201,7 +201,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("analysis")
     for kernels in ("[]", "[1,3]"):
         config = tiny_config(folder, f"model.kernels={kernels}", "study=s")
-        assert run_row(config).state == "finished"
+        assert execute(config).state == "finished"
     return folder
 
 
@@ -331,11 +331,11 @@ def test_locality_is_ranked_within_runs_that_can_be_compared(tmp_path):
                 config = compose_config(*group, f"model.kernels={kernels}", f"seed={seed}")
                 index = shift + number / 20 + seed / 100
                 record = {**full_record(config, base + number - seed / 2), "locality": profile(index)}
-                write_record(record_path(tmp_path, "s", row_key(config)), record)
-                write_record(record_path(tmp_path, "again", row_key(config)), record)  # the same runs, once more
+                write_record(record_path(tmp_path, "s", run_key(config)), record)
+                write_record(record_path(tmp_path, "again", run_key(config)), record)  # the same runs, once more
     bare, older = compose_config("model.width=8", "model=resmlp12_cifar"), compose_config("seed=9")
-    write_record(record_path(tmp_path, "s", row_key(bare)), {**full_record(bare, 1.0), "locality": []})
-    write_record(record_path(tmp_path, "s", row_key(older)), full_record(older, 1.0))  # no such field
+    write_record(record_path(tmp_path, "s", run_key(bare)), {**full_record(bare, 1.0), "locality": []})
+    write_record(record_path(tmp_path, "s", run_key(older)), full_record(older, 1.0))  # no such field
     records = plot_locality.with_index(load_records(tmp_path))
     assert len(records) == 36 and records["group"].nunique() == 3 and records["cell"].nunique() == 18
     assert sorted(records["injected"])[:2] == pytest.approx([0.0, 0.01]) and set(records["trained"]) == {0.0}
@@ -401,7 +401,7 @@ def test_curves_show_locality_by_epoch_where_runs_kept_it(tmp_path, monkeypatch)
         for e in (1, 3)
     ]
     record = {**full_record(config, 50.0), "locality": profile(0.2), "curve": curve}
-    write_record(record_path(tmp_path, "s", row_key(config)), record)
+    write_record(record_path(tmp_path, "s", run_key(config)), record)
     drawn = {}
     monkeypatch.setattr(plot_curves, "save", lambda figure, stem: drawn.setdefault("figure", figure) and [])
     plot_curves.main(["s", "--results", str(tmp_path)])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, command
 
-from repmlp.runs.run import row_key
+from repmlp.runs.key import run_key
 
 RECORDS = sorted((ROOT / "results").glob("*/records/*.json"))
 # made of trained weights or of images, which are not committed
@@ -32,7 +32,7 @@ def test_there_are_records():
 
 @pytest.mark.parametrize("path", RECORDS, ids=lambda path: f"{path.parts[-3]}/{path.stem}")
 def test_a_record_lies_under_the_key_of_its_configuration(path):
-    assert row_key(json.loads(path.read_text())["config"]) == path.stem
+    assert run_key(json.loads(path.read_text())["config"]) == path.stem
 
 
 def pixels(path) -> np.ndarray:

@@ -28,7 +28,8 @@ from repmlp.export import (
     to_onnx,
 )
 from repmlp.models.build import open_checkpoint
-from repmlp.runs.run import row_key, run_row
+from repmlp.runs.key import run_key
+from repmlp.runs.run import execute
 
 BATCHES = (1, 3, 7)
 PATTERNS = ("data=patterns", "data.n_train=200", "data.n_test=100", "device=cpu")
@@ -38,8 +39,8 @@ PATTERNS = ("data=patterns", "data.n_train=200", "data.n_test=100", "device=cpu"
 def trained(tmp_path_factory) -> Path:
     """The weights of a tiny net, trained for two epochs."""
     config = tiny_config(tmp_path_factory.mktemp("row"))
-    assert run_row(config).state == "finished"
-    return Path(config["output_dir"]) / config["study"] / row_key(config) / "model.safetensors"
+    assert execute(config).state == "finished"
+    return Path(config["output_dir"]) / config["study"] / run_key(config) / "model.safetensors"
 
 
 @pytest.fixture(scope="module")

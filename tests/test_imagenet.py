@@ -17,8 +17,8 @@ from repmlp.data.decoded import SharedOrder
 from repmlp.data.imagenet import ImageFolderData, eval_transform
 from repmlp.locality import locality_index
 from repmlp.runs import run as rows
-from repmlp.runs.key import config_key, determining
-from repmlp.runs.run import row_key, run_row
+from repmlp.runs.key import config_key, determining, run_key
+from repmlp.runs.run import execute
 from repmlp.training.classifier import Classifier
 
 SIZE = 32
@@ -211,7 +211,7 @@ def row(folders, folder, *overrides):
 
 def test_a_foreign_model_gets_branches_and_a_record(folders, tmp_path):
     config = row(folders, tmp_path, "model.kernels=[1,3]", "recipe.ema_decay=0.9")
-    outcome = run_row(config)
+    outcome = execute(config)
     assert outcome.state == "finished", outcome.message
     record = json.loads(Path(outcome.message).read_text())
     assert record["model"] == "resmlp_12_224" and record["kernels"] == [1, 3] and record["n_eval"] == 20
@@ -238,7 +238,7 @@ def test_a_foreign_model_gets_branches_and_a_record(folders, tmp_path):
     ],
 )
 def test_bad_rows_fail_in_one_line(folders, tmp_path, change, words):
-    outcome = run_row(row(folders, tmp_path, change))
+    outcome = execute(row(folders, tmp_path, change))
     assert outcome.state == "failed" and words.replace("\\", "") in outcome.message and "\n" not in outcome.message
 
 
@@ -254,13 +254,13 @@ def test_an_interrupted_row_goes_on_as_if_nothing_had_happened(folders, tmp_path
     with monkeypatch.context() as patched:
         patched.setattr(rows.EpochLine, "on_train_epoch_start", stop)
         with pytest.raises(KeyboardInterrupt):
-            run_row(interrupted)
+            execute(interrupted)
     records, weights = [], []
     for config in (interrupted, whole):
-        outcome = run_row(config)
+        outcome = execute(config)
         assert outcome.state == "finished", outcome.message
         records.append(json.loads(Path(outcome.message).read_text()))
-        folder = Path(config["output_dir"]) / config["study"] / row_key(config)
+        folder = Path(config["output_dir"]) / config["study"] / run_key(config)
         weights.append(load_model(folder / "model.safetensors")[0].state_dict())
     assert records[0]["curve"] == records[1]["curve"] and len(records[0]["curve"]) == 4
     assert all(torch.equal(weights[0][name], value) for name, value in weights[1].items())
@@ -271,10 +271,10 @@ def test_an_interrupted_row_goes_on_as_if_nothing_had_happened(folders, tmp_path
     again = row(folders, tmp_path / "c", *overrides)
     with monkeypatch.context() as patched:
         patched.setattr(rows, "write_record", full_disk)
-        assert run_row(again).state == "failed"
-    outcome = run_row(again)
+        assert execute(again).state == "failed"
+    outcome = execute(again)
     assert json.loads(Path(outcome.message).read_text())["top1_pct"] == records[0]["top1_pct"]
-    folder = Path(again["output_dir"]) / again["study"] / row_key(again)
+    folder = Path(again["output_dir"]) / again["study"] / run_key(again)
     found = load_model(folder / "model.safetensors")[0].state_dict()
     assert all(torch.equal(found[name], value) for name, value in weights[1].items())
 
@@ -284,7 +284,7 @@ def test_a_damaged_image_is_named_in_one_line(folders, tmp_path):
     shutil.copytree(folders, root)
     (root / "train/n2/3.png").write_bytes(b"no picture")
     for workers in (0, 1):
-        outcome = run_row(row(root, tmp_path, f"data.workers={workers}", "recipe.batch_size=40"))
+        outcome = execute(row(root, tmp_path, f"data.workers={workers}", "recipe.batch_size=40"))
         assert outcome.state == "failed" and "\n" not in outcome.message
         assert outcome.message.startswith(str(root / "train/n2/3.png")), outcome.message
         assert outcome.message.endswith("is no readable image: replace it or remove it")
@@ -292,8 +292,8 @@ def test_a_damaged_image_is_named_in_one_line(folders, tmp_path):
 
 def test_other_images_are_another_row(folders, tmp_path):
     config = row(folders, tmp_path, "data.label=noise", "recipe.epochs=1", "recipe.warmup_epochs=0")
-    assert row_key(config) != row_key(row(folders, tmp_path, "recipe.epochs=1", "recipe.warmup_epochs=0"))
-    record = json.loads(Path(run_row(config).message).read_text())
+    assert run_key(config) != run_key(row(folders, tmp_path, "recipe.epochs=1", "recipe.warmup_epochs=0"))
+    record = json.loads(Path(execute(config).message).read_text())
     assert (record["data"], record["num_classes"]) == ("noise", 4)
 
 
@@ -307,12 +307,12 @@ def test_a_sweep_refuses_several_devices(folders, tmp_path):
 
 def test_settings_that_came_later_leave_older_keys_alone():
     config = compose_config("model=repmlpnet_tiny", "data=patterns", "recipe=demo")
-    key = row_key(config)
+    key = run_key(config)
     config["recipe"] |= {"mixup": 0.0, "cutmix": 0.0, "ema_decay": 0.0}
     config["model"]["drop_path_rate"] = 0.0
-    assert row_key(config) == key
+    assert run_key(config) == key
     config["recipe"]["mixup"] = 0.2
-    assert row_key(config) != key
+    assert run_key(config) != key
     config["trainer"]["devices"] = 2
     assert determining(config)["processes"] == 2
     assert config_key(determining(config)) != key

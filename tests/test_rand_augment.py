@@ -11,7 +11,7 @@ from repmlp.data.patterns import PatternsData, generate
 from repmlp.data.rand_augment import GROUPS, OPERATIONS, RandAugment, grey
 from repmlp.data.resident import Augmentation, ImageSet, ResidentLoader, augment
 from repmlp.randomness import derive_seed
-from repmlp.runs.run import row_key
+from repmlp.runs.key import run_key
 
 FILL = [129, 124, 112]
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
@@ -201,8 +201,8 @@ def test_evaluation_is_never_augmented():
 
 def test_null_leaves_a_rows_key_alone():
     config = compose_config("data=cifar100")
-    key = row_key(config)
-    assert config["data"].pop("randaugment") is None and row_key(config) == key
+    key = run_key(config)
+    assert config["data"].pop("randaugment") is None and run_key(config) == key
     config["data"]["randaugment"] = 9
-    assert row_key(config) != key
+    assert run_key(config) != key
     assert build_data(config["data"], 128, 0).augmentation == Augmentation(4, True, 9)

@@ -9,18 +9,24 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT, TINY, command, tiny_config
+from hydra.errors import HydraException
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from repmlp.locality import locality_index
 from repmlp.runs import run as rows
+from repmlp.runs.key import run_key
+from repmlp.runs.launch import message_of
+from repmlp.runs.lock import run_lock
 from repmlp.runs.record import REQUIRED, read_record, record_path
-from repmlp.runs.run import row_key, run_row
+from repmlp.runs.run import execute
+from repmlp.runs.settings import run_of
 from repmlp.training.classifier import Classifier
 
 # what may differ between two runs of the same row
@@ -28,11 +34,11 @@ HOST_FIELDS = {"train_seconds", "images_per_second", "commit", "commits", "dirty
 
 
 def record_of(config: dict) -> dict:
-    return read_record(record_path(config["results_dir"], config["study"], row_key(config)))
+    return read_record(record_path(config["results_dir"], config["study"], run_key(config)))
 
 
 def run_folder(config: dict) -> Path:
-    return Path(config["output_dir"]) / config["study"] / row_key(config)
+    return Path(config["output_dir"]) / config["study"] / run_key(config)
 
 
 def assert_same_result(one: dict, other: dict) -> None:
@@ -48,7 +54,7 @@ def assert_same_result(one: dict, other: dict) -> None:
 def finished(tmp_path_factory) -> dict:
     """The configuration of a row that has been run."""
     config = tiny_config(tmp_path_factory.mktemp("row"))
-    outcome = run_row(config)
+    outcome = execute(config)
     assert outcome.state == "finished", outcome.message
     return config
 
@@ -68,21 +74,21 @@ def test_record_holds_everything(finished):
         assert by_layer == pytest.approx(final, abs=2e-5)
     assert record["processor"]["name"] and record["processor"].keys() == {"name", "family", "amx"}
     assert record["config"]["recipe"]["epochs"] == 2 and record["train_seconds"] > 0
-    path = record_path(finished["results_dir"], finished["study"], row_key(finished))
+    path = record_path(finished["results_dir"], finished["study"], run_key(finished))
     assert finished["output_dir"] not in path.read_text(), "records are published: no folders in them"
 
 
 def test_folder_holds_weights_and_logs_but_no_checkpoint(finished):
     names = {path.name for path in run_folder(finished).iterdir()}
-    assert {"model.safetensors", "csv", "tensorboard"} <= names and "last.ckpt" not in names
-    text = next(run_folder(finished).glob("csv/*/metrics.csv")).read_text()
+    assert {"model.safetensors", "curve.csv", "tensorboard"} <= names and "last.ckpt" not in names
+    text = (run_folder(finished) / "curve.csv").read_text()
     assert "top1_pct" in text and len(text.splitlines()) == 3
 
 
 def test_tensorboard_holds_curves_and_kernel_pictures(tmp_path):
     config = tiny_config(tmp_path, "trainer.kernel_image_every=1")
-    assert run_row(config).state == "finished"
-    events = EventAccumulator(str(next(run_folder(config).glob("tensorboard/*"))))
+    assert execute(config).state == "finished"
+    events = EventAccumulator(str(run_folder(config) / "tensorboard"))
     events.Reload()
     assert "top1_pct" in events.Tags()["scalars"]
     pictures = events.Images("kernel/trained_and_injected")
@@ -91,9 +97,9 @@ def test_tensorboard_holds_curves_and_kernel_pictures(tmp_path):
 
 
 def test_finished_row_is_skipped_with_a_notice_for_another_commit(finished, monkeypatch):
-    assert (run_row(finished).state, run_row(finished).message) == ("skipped", "")
+    assert (execute(finished).state, execute(finished).message) == ("skipped", "")
     monkeypatch.setattr(rows, "git_state", lambda: {"commit": "f" * 40, "dirty": False})
-    assert "rerun=true" in run_row(finished).message
+    assert "rerun=true" in execute(finished).message
 
 
 def test_reuse_takes_the_record_of_the_same_run_from_another_study(finished, tmp_path):
@@ -101,48 +107,49 @@ def test_reuse_takes_the_record_of_the_same_run_from_another_study(finished, tmp
     shutil.copytree(finished["results_dir"], results)
     other = {**finished, "results_dir": str(results), "output_dir": str(tmp_path), "study": "b", "sweep": "b"}
     third = {**other, "study": "c", "reuse": True}
-    outcome = run_row({**other, "reuse": True})
+    outcome = execute({**other, "reuse": True})
     assert (
         outcome.state == "skipped" and outcome.message == f"its record is that of the same run in {finished['study']}"
     )
     first, taken = record_of(finished), record_of(other)
     changed = {"study": "b", "sweep": "b", "same_run_as": finished["study"]}
     assert taken == {**first, **changed}
-    (results / finished["study"] / "records" / f"{row_key(finished)}.json").unlink()
-    assert run_row(third).state == "skipped" and record_of(third)["same_run_as"] == finished["study"], "not b: no run"
-    assert not (tmp_path / "b" / row_key(other) / "model.safetensors").exists()
-    again = {**third, "study": "d", "seed": 7}
-    assert rows._taken_over(record_path(results, "d", row_key(again)), again, "", "") is None, "another run"
-    assert rows._taken_over(record_path(results, "d", row_key(third)), {**third, "rerun": True}, "", "") is None
-    assert rows._taken_over(record_path(results, "d", row_key(third)), {**third, "reuse": False}, "", "") is None
+    (results / finished["study"] / "records" / f"{run_key(finished)}.json").unlink()
+    assert execute(third).state == "skipped" and record_of(third)["same_run_as"] == finished["study"], "not b: no run"
+    assert not (tmp_path / "b" / run_key(other) / "model.safetensors").exists()
+    again = run_of({**third, "study": "d", "seed": 7})
+    assert rows._taken_over(again, record_path(results, "d", run_key(asdict(again))), "") is None, "another run"
+    for change in ({"rerun": True}, {"reuse": False}):
+        settings = run_of({**third, "study": "d", **change})
+        assert rows._taken_over(settings, record_path(results, "d", run_key(third)), "") is None
 
 
 def test_rerun_runs_again_and_gives_the_same(finished, tmp_path):
     config = tiny_config(tmp_path)
-    assert run_row(config).state == "finished"
+    assert execute(config).state == "finished"
     assert_same_result(config, finished)
-    path = record_path(config["results_dir"], config["study"], row_key(config))
+    path = record_path(config["results_dir"], config["study"], run_key(config))
     before = path.stat().st_mtime_ns
-    assert run_row({**config, "rerun": True}).state == "finished"
+    assert execute({**config, "rerun": True}).state == "finished"
     assert path.stat().st_mtime_ns > before
     assert_same_result(config, finished)
 
 
 def test_key_ignores_paths_and_devices_and_sees_the_rest(tmp_path):
-    key = row_key(tiny_config(tmp_path))
+    key = run_key(tiny_config(tmp_path))
     for same in ("trainer.threads=1", "output_dir=elsewhere", "trainer.eval_every=5", "study=other", "rerun=true"):
-        assert row_key(tiny_config(tmp_path, same)) == key, same
-    assert row_key(tiny_config(tmp_path, "model.kernels=[3,1]")) == key
+        assert run_key(tiny_config(tmp_path, same)) == key, same
+    assert run_key(tiny_config(tmp_path, "model.kernels=[3,1]")) == key
     for other in ("seed=1", "model.kernels=[3]", "data.n_train=300", "recipe.epochs=3", "trainer.precision=bf16-mixed"):
-        assert row_key(tiny_config(tmp_path, other)) != key, other
+        assert run_key(tiny_config(tmp_path, other)) != key, other
 
 
 def test_truncated_record_is_set_aside_and_the_row_run_again(finished, tmp_path):
     config = tiny_config(tmp_path)
-    path = record_path(config["results_dir"], config["study"], row_key(config))
+    path = record_path(config["results_dir"], config["study"], run_key(config))
     path.parent.mkdir(parents=True)
     path.write_text('{"study": "')
-    assert run_row(config).state == "finished"
+    assert execute(config).state == "finished"
     assert path.with_name(path.name + ".damaged").read_text() == '{"study": "'
     assert_same_result(config, finished)
 
@@ -151,7 +158,7 @@ def test_truncated_checkpoint_is_set_aside_and_the_row_run_again(finished, tmp_p
     config = tiny_config(tmp_path)
     run_folder(config).mkdir(parents=True)
     (run_folder(config) / "last.ckpt").write_bytes(b"PK\x03\x04 half a checkpoint")
-    assert run_row(config).state == "finished"
+    assert execute(config).state == "finished"
     assert "last.ckpt is damaged" in caplog.text
     assert (run_folder(config) / "last.ckpt.damaged").exists()
     assert_same_result(config, finished)
@@ -162,7 +169,7 @@ def test_checkpoint_of_another_architecture_is_refused_and_kept(tmp_path):
     run_folder(config).mkdir(parents=True)
     path = run_folder(config) / "last.ckpt"
     torch.save({"state_dict": {"net.other": torch.zeros(3)}}, path)
-    outcome = run_row(config)
+    outcome = execute(config)
     assert outcome.state == "failed" and "checkpoint of another architecture" in outcome.message
     assert str(path) in outcome.message and "\n" not in outcome.message and path.exists()
 
@@ -174,7 +181,7 @@ def test_full_disk_at_the_record_loses_no_training(finished, tmp_path, monkeypat
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(rows, "write_record", full)
-    outcome = run_row(config)
+    outcome = execute(config)
     assert (
         outcome.state == "failed"
         and "No space left on device" in outcome.message
@@ -184,38 +191,99 @@ def test_full_disk_at_the_record_loses_no_training(finished, tmp_path, monkeypat
     monkeypatch.setattr(
         "repmlp.training.classifier.Classifier.training_step", lambda *a: pytest.fail("it trained again")
     )
-    assert run_row(config).state == "finished"
+    assert execute(config).state == "finished"
     assert_same_result(config, finished)
+
+
+def refusal(folder: Path, *overrides: str) -> str:
+    """Return in which words a setting is refused, by the composition or by the run."""
+    try:
+        config = tiny_config(folder, *overrides)
+    except HydraException as error:
+        return message_of(error)
+    outcome = execute(config)
+    assert outcome.state == "failed"
+    return outcome.message
 
 
 @pytest.mark.parametrize(
     ("override", "words"),
     [
         ("model.share_sets=[3,16]", "share_sets=3 does not divide channels=16"),
-        ("model.kernels=[2]", "kernels=[2]: 2 is not a positive odd number"),
+        ("model.kernels=[2]", "kernels=[2]"),
         ("model.kernels=[-1]", "kernels=[-1]"),
+        ("model.kernels=3", "model.kernels=3: use a list"),
+        ("model.kernels=[1,a]", "model.kernels=[1, 'a']: branch 'a'"),
+        ("model.kernels=[3,3x3]", "stands there twice"),
+        ("model.share_sets=a", "model.share_sets='a': use a list of whole numbers"),
+        ("model.drop_path_rate=1.5", "model.drop_path_rate=1.5: use a number below 1"),
         ("recipe.warmup_epochs=2", "the warm-up has to be shorter"),
         ("recipe.batch_size=1000", "batch_size=1000 is more than the 200 training images"),
-        ("data.n_train=0", "data.n_train=0"),
-        ("model.kernels=3", "model.kernels=3: use a list of whole numbers"),
-        ("model.share_sets=a", "model.share_sets='a': use a list of whole numbers"),
-        ("seed=x", "seed='x': use a whole number"),
-        ("recipe.epochs=ten", "recipe.epochs='ten': use a whole number"),
-        ("recipe.lr_per_256=-1", "recipe.lr_per_256=-1: use a number, not negative"),
-        ("trainer.precision=16-mixed", "trainer.precision=16-mixed: use 32-true or bf16-mixed"),
-        ("trainer.compile=1", "trainer.compile=1: use false, true or"),
-        ("trainer.compile=fast", "trainer.compile='fast': use false, true or reduce-overhead or max-autotune"),
+        ("recipe.batch_size=0", "recipe.batch_size=0: use a whole number, at least 1"),
+        ("recipe.epochs=ten", "recipe.epochs: Value 'ten'"),
+        ("recipe.epochs=1.5", "recipe.epochs: Value '1.5'"),
+        ("recipe.epochs=0", "recipe.epochs=0: use a whole number, at least 1"),
+        ("recipe.lr_per_256=-1", "recipe.lr_per_256=-1.0: use a number above 0"),
+        ("recipe.lr_per_256=0", "recipe.lr_per_256=0.0: use a number above 0"),
+        ("recipe.weight_decay=nan", "recipe.weight_decay=nan: use a number"),
+        ("recipe.clip_norm=0", "recipe.clip_norm=0: every gradient would be 0; use null for no clipping"),
+        ("recipe.clip_norm=inf", "recipe.clip_norm=inf: use a number"),
+        ("recipe.betas=[0.9]", "recipe.betas=[0.9]: AdamW has two of them"),
+        ("recipe.betas=[0.9,1.0]", "recipe.betas=1.0: use a number below 1"),
+        ("recipe.label_smoothing=1", "recipe.label_smoothing=1.0: use a number below 1"),
+        ("recipe.schedule=steps", "recipe.schedule='steps': use cosine or poly"),
+        ("recipe.train_only=body", "recipe.train_only='body'"),
+        ("recipe.layer_decay=2", "recipe.layer_decay=2.0: use a share, at most 1"),
+        ("data.n_train=0", "n_train=0"),
+        ("seed=x", "seed: Value 'x'"),
+        ("seed=-1", "seed=-1: use a whole number"),
+        ("trainer.precision=16-mixed", "trainer.precision='16-mixed': use 32-true or bf16-mixed"),
+        ("trainer.compile=1", "trainer.compile=1: use false, true, reduce-overhead or max-autotune"),
+        ("trainer.compile=fast", "trainer.compile='fast': use false, true"),
+        ("trainer.eval_every=0", "trainer.eval_every=0: use a whole number, at least 1"),
+        ("trainer.threads=-1", "trainer.threads=-1: use a whole number, at least 1"),
+        ("trainer.devices=0", "trainer.devices=0: use a whole number, at least 1"),
+        ("trainer.accelerator=gpx", "trainer.accelerator='gpx'"),
+        ("trainer.accelerator=mps", "trainer.accelerator=mps: it has no float64, which merging needs; use cpu"),
+        ("study=''", "study='': it is the name of a folder"),
+        ("study=../elsewhere", "study='../elsewhere'"),
+        ("output_dir=null", "output_dir: field 'output_dir' is not Optional"),
+        ("~trainer.compile", "trainer.compile"),
+        ("backbone=nowhere.pth", "backbone is a setting of experiments/segment.py"),
+        ("recipe=segmentation", "there is no setting recipe.auxiliary_weight"),
+        (
+            "recipe.mixup_alpha=0.2",
+            "recipe.mixup_alpha: there is no setting recipe.mixup_alpha; did you mean recipe.mixup",
+        ),
+        ("+recipe.lr=0.1", "there is no setting recipe.lr; did you mean recipe.lr_per_256"),
+        ("+trainer.max_epochs=7", "there is no setting trainer.max_epochs"),
+        ("+modle.kernels=[3]", "there is no setting modle; did you mean model"),
+        ("+model.kernel=[3]", "there is no setting model.kernel; did you mean model.kernels"),
+        ("+data.ntrain=3", "there is no setting data.ntrain; did you mean data.n_train"),
     ],
 )
-def test_bad_values_are_one_line(tmp_path, override, words):
-    outcome = run_row(tiny_config(tmp_path, override))
-    assert outcome.state == "failed" and words in outcome.message and "\n" not in outcome.message
-    assert not list(Path(tmp_path).glob("results/*/records/*"))
+def test_bad_settings_are_one_line_and_nothing_is_spent(tmp_path, override, words):
+    message = refusal(tmp_path, override)
+    assert words in message and "\n" not in message
+    assert not list(Path(tmp_path).glob("results/*/records/*")) and not list(Path(tmp_path).glob("outputs/*/*/*.ckpt"))
+
+
+def test_no_clipping_trains_and_is_another_run(tmp_path):
+    config = tiny_config(tmp_path, "recipe.clip_norm=null", "recipe.epochs=1", "recipe.warmup_epochs=0")
+    assert run_key(config) != run_key(tiny_config(tmp_path, "recipe.epochs=1", "recipe.warmup_epochs=0"))
+    assert execute(config).state == "finished" and record_of(config)["curve"][0]["train_loss"] > 1
+
+
+def test_a_results_folder_that_cannot_be_written_is_said_before_the_training(tmp_path, monkeypatch):
+    (tmp_path / "results").write_text("a file")
+    monkeypatch.setattr(rows, "_train", lambda *_: pytest.fail("it trained"))
+    outcome = execute(tiny_config(tmp_path))
+    assert outcome.state == "failed" and "results_dir: nothing can be written into" in outcome.message
 
 
 def test_an_unwritable_folder_is_one_line(tmp_path):
     (tmp_path / "outputs").write_text("a file")
-    outcome = run_row(tiny_config(tmp_path))
+    outcome = execute(tiny_config(tmp_path))
     assert outcome.state == "failed" and str(tmp_path / "outputs") in outcome.message
 
 
@@ -229,7 +297,7 @@ def test_one_batch_that_is_nan_is_said(tmp_path, monkeypatch):
         return loss
 
     monkeypatch.setattr(Classifier, "training_step", training_step)
-    outcome = run_row(tiny_config(tmp_path))
+    outcome = execute(tiny_config(tmp_path))
     assert outcome.state == "failed" and "training loss is nan in epoch 0" in outcome.message
 
 
@@ -239,22 +307,17 @@ def test_a_rerun_does_not_go_on_from_other_code(finished, tmp_path, monkeypatch,
     config = tiny_config(tmp_path)
     monkeypatch.setattr(rows, "git_state", lambda: {"commit": "a" * 40, "dirty": False})
     monkeypatch.setattr(rows, "write_record", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
-    assert run_row(config).state == "failed" and (run_folder(config) / "last.ckpt").exists()
+    assert execute(config).state == "failed" and (run_folder(config) / "last.ckpt").exists()
     monkeypatch.undo()
     monkeypatch.setattr(rows, "git_state", lambda: {"commit": "b" * 40, "dirty": False})
-    assert run_row({**config, "rerun": True}).state == "finished"
+    assert execute({**config, "rerun": True}).state == "finished"
     assert "was trained by other code" in caplog.text
     assert record_of(config)["commits"] == ["b" * 40]
     assert_same_result(config, finished)
 
 
-def test_accelerators_without_float64_are_refused(tmp_path):
-    outcome = run_row(tiny_config(tmp_path, "trainer.accelerator=mps"))
-    assert outcome.state == "failed" and "use cpu" in outcome.message
-
-
 def test_diverged_training_is_said(tmp_path):
-    outcome = run_row(tiny_config(tmp_path, "recipe.lr_per_256=1e30", "recipe.clip_norm=1e30"))
+    outcome = execute(tiny_config(tmp_path, "recipe.lr_per_256=1e30", "recipe.clip_norm=1e30"))
     assert outcome.state == "failed" and "training loss is" in outcome.message and "lr_per_256" in outcome.message
 
 
@@ -264,7 +327,7 @@ def test_bf16_and_compile_flags(tmp_path, model):
     if model == "resmlp_tiny":
         overrides += ["trainer.compile=reduce-overhead", "model.depth=1", "trainer.precision=32-true"]
     config = tiny_config(tmp_path, *overrides)
-    outcome = run_row(config)
+    outcome = execute(config)
     assert outcome.state == "finished", outcome.message
     assert record_of(config)["merge_error"] < 2e-6
     assert not any("_orig_mod" in name for name in load_file(run_folder(config) / "model.safetensors"))
@@ -272,25 +335,25 @@ def test_bf16_and_compile_flags(tmp_path, model):
 
 def test_a_row_that_another_process_trains_is_left_alone(tmp_path):
     config = tiny_config(tmp_path)
-    with rows._row_lock(run_folder(config)) as owner:
+    with run_lock(run_folder(config)) as owner:
         assert owner is None
         context = multiprocessing.get_context("spawn")
         with context.Pool(1) as pool:
-            outcome = pool.apply(run_row, (config,))
+            outcome = pool.apply(execute, (config,))
     assert outcome.state == "busy" and f"process {os.getpid()}" in outcome.message
-    assert not record_path(config["results_dir"], config["study"], row_key(config)).exists()
+    assert not record_path(config["results_dir"], config["study"], run_key(config)).exists()
 
 
 def test_the_lock_of_a_dead_process_is_taken_over(tmp_path, caplog):
     folder = tmp_path / "row"
     script = (
-        "import os, sys\nfrom pathlib import Path\nfrom repmlp.training.rows import _row_lock\n"
-        "with _row_lock(Path(sys.argv[1])) as owner:\n    os.kill(os.getpid(), 9)\n"
+        "import os, sys\nfrom pathlib import Path\nfrom repmlp.runs.lock import run_lock\n"
+        "with run_lock(Path(sys.argv[1])) as owner:\n    os.kill(os.getpid(), 9)\n"
     )
     assert subprocess.run([sys.executable, "-c", script, str(folder)]).returncode == -signal.SIGKILL
     dead = json.loads((folder / "owner.json").read_text())["pid"]
     caplog.set_level("INFO")
-    with rows._row_lock(folder) as owner:
+    with run_lock(folder) as owner:
         assert owner is None
     assert 'taking over from a run that did not end: {"host": ' in caplog.text and str(dead) in caplog.text
 
@@ -325,7 +388,7 @@ def test_an_interrupted_row_continues_bit_for_bit(tmp_path, how, status):
     process.send_signal(how)
     output = process.communicate(timeout=120)[0]
     assert process.returncode == status, output
-    assert not record_path(killed["results_dir"], killed["study"], row_key(killed)).exists(), "killed too late"
+    assert not record_path(killed["results_dir"], killed["study"], run_key(killed)).exists(), "killed too late"
     if how == signal.SIGINT:
         assert "interrupted: the same command goes on from here" in output
     done = command("experiments/ablate.py", *overrides)

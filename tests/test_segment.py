@@ -1,4 +1,4 @@
-"""Runs of segmentation: record, resuming, weights to start from, mistakes; through run_row and the command."""
+"""Runs of segmentation: record, resuming, weights to start from, mistakes; through execute and the command."""
 
 import json
 
@@ -13,8 +13,9 @@ from repmlp.checkpoints import read
 from repmlp.models.build import build_model, load_model, save_model
 from repmlp.models.upernet import start_backbone
 from repmlp.runs import run as rows
+from repmlp.runs.key import run_key
 from repmlp.runs.record import record_path
-from repmlp.runs.run import row_key, run_row
+from repmlp.runs.run import execute
 
 CLASSIFIER = {
     "arch": "repmlpnet", "img_size": 32, "stem_stride": 4, "channels": [8, 16, 32, 64], "blocks": [1, 1, 1, 1],
@@ -39,13 +40,13 @@ def tiny(folder, camvid, *overrides):
 
 
 def record_of(config):
-    return json.loads(record_path(config["results_dir"], config["study"], row_key(config)).read_text())
+    return json.loads(record_path(config["results_dir"], config["study"], run_key(config)).read_text())
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, camvid):
     config = tiny(tmp_path_factory.mktemp("run"), camvid)
-    outcome = run_row(config)
+    outcome = execute(config)
     assert outcome.state == "finished", outcome.message
     return config
 
@@ -65,10 +66,10 @@ def test_record_says_what_was_trained_and_measured(finished):
 
 
 def test_weights_are_kept_and_the_row_is_not_run_again(finished):
-    path = f"{finished['output_dir']}/{finished['study']}/{row_key(finished)}/model.safetensors"
+    path = f"{finished['output_dir']}/{finished['study']}/{run_key(finished)}/model.safetensors"
     net, metadata = load_model(path)
     assert net.num_classes == 11 and metadata["study"] == finished["study"]
-    assert run_row(finished).state == "skipped"
+    assert execute(finished).state == "skipped"
 
 
 def test_an_interrupted_row_goes_on_as_if_nothing_had_happened(finished, camvid, tmp_path, monkeypatch):
@@ -81,8 +82,8 @@ def test_an_interrupted_row_goes_on_as_if_nothing_had_happened(finished, camvid,
     with monkeypatch.context() as patched:
         patched.setattr(rows.EpochLine, "on_train_epoch_start", stop)
         with pytest.raises(KeyboardInterrupt):
-            run_row(config)
-    assert run_row(config).state == "finished"
+            execute(config)
+    assert execute(config).state == "finished"
     ours, whole = record_of(config), record_of(finished)
     assert ours["curve"] == whole["curve"] and ours["class_iou_pct"] == whole["class_iou_pct"]
 
@@ -95,16 +96,16 @@ def test_a_classifier_to_start_from_is_part_of_the_row_by_its_content(finished, 
     one, other = (tiny(tmp_path, camvid, f"backbone={file}") for file in files)
     short = ["recipe.epochs=1", "recipe.warmup_epochs=0"]
     config = tiny(tmp_path, camvid, f"backbone={files[0]}", *short)
-    outcome = run_row(config)
+    outcome = execute(config)
     assert outcome.state == "finished", outcome.message
     assert f"backbone from {files[0]}; fresh: downsamples.0, downsamples.1, downsamples.2" in caplog.text
     record = json.loads(record_path(config["results_dir"], config["study"], outcome.key).read_text())
     assert str(tmp_path) not in json.dumps(record) and len(record["config"]["model"]["backbone"]) == 64
-    keys = {row_key(rows.with_backbone(each)) for each in (one, other, finished)}
+    keys = {run_key(rows.with_backbone(each)) for each in (one, other, finished)}
     assert len(keys) == 3
     moved = tmp_path / "moved.safetensors"
     moved.write_bytes(files[0].read_bytes())
-    assert run_row({**config, "backbone": str(moved)}).state == "skipped"
+    assert execute({**config, "backbone": str(moved)}).state == "skipped"
 
 
 def test_the_backbone_really_starts_from_the_weights(camvid, tmp_path):
@@ -136,15 +137,15 @@ def test_the_backbone_really_starts_from_the_weights(camvid, tmp_path):
     ],
 )
 def test_mistakes_are_one_line(camvid, tmp_path, overrides, words):
-    outcome = run_row(tiny(tmp_path, camvid, *overrides))
+    outcome = execute(tiny(tmp_path, camvid, *overrides))
     assert outcome.state == "failed" and "\n" not in outcome.message
     assert all(word in outcome.message for word in words), outcome.message
 
 
 def test_a_classifier_takes_no_backbone_and_masks_no_classifier(tmp_path, camvid):
-    outcome = run_row({**tiny_config(tmp_path), "backbone": "file"})
+    outcome = execute({**tiny_config(tmp_path), "backbone": "file"})
     assert outcome.state == "failed" and "backbone is a setting of experiments/segment.py" in outcome.message
-    outcome = run_row({**tiny(tmp_path, camvid), "model": tiny_config(tmp_path)["model"]})
+    outcome = execute({**tiny(tmp_path, camvid), "model": tiny_config(tmp_path)["model"]})
     assert outcome.state == "failed" and "model=repmlpnet_tiny labels no pixels" in outcome.message
 
 
@@ -160,7 +161,7 @@ def test_names_that_timm_flattens_are_found(tmp_path):
 def test_images_without_any_label_are_said(camvid, tmp_path):
     root = write_camvid(tmp_path / "data", train=2, test=1)
     Image.fromarray(np.full((48, 64), 11, dtype=np.uint8)).save(root / "CamVid/testannot/a0.png")
-    outcome = run_row(tiny(tmp_path, root, "recipe.epochs=1", "recipe.warmup_epochs=0"))
+    outcome = execute(tiny(tmp_path, root, "recipe.epochs=1", "recipe.warmup_epochs=0"))
     assert outcome.state == "failed" and "no pixel of the images to evaluate on has a label" in outcome.message
 
 
@@ -179,7 +180,7 @@ def test_other_backbones_start_from_timms_weights(camvid, tmp_path):
     save_model(wrong["file"], build_model(wrong["model"], 7), wrong["model"])
     with pytest.raises(ValueError, match=r"repmlpnet\.safetensors: conv1\.0\.weight is missing: .*resnet18d"):
         task.build_net({**config, "backbone": str(wrong["file"])}, task.build_data(config))
-    outcome = run_row(tiny(tmp_path, camvid, f"backbone={file}"))
+    outcome = execute(tiny(tmp_path, camvid, f"backbone={file}"))
     assert outcome.state == "failed" and "resnet.safetensors: these weights have none of the formats" in outcome.message
 
 

@@ -8,8 +8,9 @@ from conftest import ROOT, TINY, command, compose_config
 from hydra import compose, initialize_config_dir
 from test_run import start
 
-from repmlp.runs.run import Outcome, row_key, row_label
-from repmlp.runs.sweep import finish, note_outcome, progress_line, start_plan, sweep_rows
+from repmlp.runs.key import run_key
+from repmlp.runs.run import Outcome, run_label
+from repmlp.runs.sweep import finish, note_outcome, progress_line, start_plan, sweep_rows, told_apart
 
 ROWS = ["-m", *TINY, "recipe.epochs=1", "recipe.warmup_epochs=0", "study=s"]
 
@@ -28,19 +29,19 @@ def test_failed_rows_are_named_and_the_others_finish(tmp_path):
     done = sweep(tmp_path, "model.share_sets=[4,16],[3,16],[2,8],[5,16]")
     text = done.stdout + done.stderr
     assert done.returncode == 1
-    assert "4 rows: 2 finished, 2 failed" in text
+    assert "4 runs: 2 finished, 2 failed" in text
     assert "share_sets=3 does not divide channels=16" in text and "share_sets=5 does not divide channels=16" in text
-    assert "row 2/4:" in text and "row 4/4:" in text and "left)" in text
+    assert "run 2/4:" in text and "run 4/4:" in text and "left)" in text
     assert "Traceback" not in text
     assert sorted(r["share_sets"] for r in records(tmp_path)) == [[2, 8], [4, 16]]
     again = sweep(tmp_path, "model.share_sets=[4,16],[2,8]")
-    assert again.returncode == 0 and "2 rows: 2 skipped" in again.stderr
+    assert again.returncode == 0 and "2 runs: 2 skipped" in again.stderr
 
 
 def test_rows_side_by_side_with_joblib(tmp_path):
     done = sweep(tmp_path, "seed=0,1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "trainer.threads=1")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "2 rows: 2 finished" in done.stderr
+    assert "2 runs: 2 finished" in done.stderr
     assert sorted(r["seed"] for r in records(tmp_path)) == [0, 1]
 
 
@@ -76,7 +77,7 @@ def test_absent_data_is_said_once_with_the_remedy(tmp_path):
         f"results_dir={tmp_path}/r", f"output_dir={tmp_path}/o",
     )  # fmt: skip
     assert done.returncode == 1
-    summary = done.stderr[done.stderr.index("8 rows: 8 failed") :]
+    summary = done.stderr[done.stderr.index("8 runs: 8 failed") :]
     assert summary.count("data=patterns") == 1 and "data.root=FOLDER" in summary
 
 
@@ -85,20 +86,25 @@ def test_every_sweep_composes_and_has_the_rows_it_says():
         "locality": 8, "locality_small": 8, "demo": 8, "share_sets": 2, "global_perceptron": 4, "kernels": 12,
         "sharing": 12, "fractions": 8, "any_mlp": 4, "fractions_small": 8, "kernels_small": 12, "stronger": 8,
         "locality_imagenet": 4, "share_sets_imagenet": 4, "segmentation": 3, "segmentation_small": 3,
+        "small/learning_rate": 6, "small/locality": 40, "small/table4": 20, "small/more_data": 6,
     }  # fmt: skip
-    assert {path.stem for path in (ROOT / "experiments/conf/sweep").glob("*.yaml")} == expected.keys()
+    folder = ROOT / "experiments/conf/sweep"
+    there = {str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml")}
+    assert there == expected.keys()
     for name, count in expected.items():
         with initialize_config_dir(str(ROOT / "experiments/conf"), version_base="1.3"):
             params = compose("config", [f"+sweep={name}"], return_hydra_config=True).hydra.sweeper.params
         rows = [compose_config(f"+sweep={name}", *row) for row in sweep_rows(params, [])]
-        assert all(row["sweep"] == name for row in rows)
-        assert len(rows) == len({row_key(row) for row in rows}) == len({row_label(row) for row in rows}) == count
+        assert all(row["sweep"] == name.replace("/", "_") for row in rows)
+        overrides = sweep_rows(params, [])
+        labels = {run_label(row) + str(told_apart(overrides, number)) for number, row in enumerate(rows)}
+        assert len(rows) == len({run_key(row) for row in rows}) == len(labels) == count
 
 
 def test_label_names_what_was_added_to_the_recipe():
     config = compose_config("+change=[mixup,rand_augment,stochastic_depth]", "data.n_train=500")
     said = "500 images, 100 epochs, drop_path_rate 0.1, randaugment 9, mixup 0.4, seed 0"
-    assert row_label(config) == f"repmlpnet_cifar, branches 1x1+3x3, S=8,32, {said}"
+    assert run_label(config) == f"repmlpnet_cifar, branches 1x1+3x3, S=8,32, {said}"
 
 
 def test_sweeps_of_segmentation_are_the_same_rows_for_both_commands():
@@ -107,16 +113,36 @@ def test_sweeps_of_segmentation_are_the_same_rows_for_both_commands():
             params = compose("segment", [f"+sweep={name}"], return_hydra_config=True).hydra.sweeper.params
         for overrides in sweep_rows(params, []):
             rows = [compose_config(f"+sweep={name}", *overrides, name=command) for command in ("segment", "config")]
-            assert row_key(rows[0]) == row_key(rows[1]) and rows[0]["study"] == f"{name}_{data}"
+            assert run_key(rows[0]) == run_key(rows[1]) and rows[0]["study"] == f"{name}_{data}"
             assert (rows[0]["data"]["name"], rows[0]["recipe"]["epochs"]) == (data, epochs)
 
 
+def test_what_differs_in_a_sweep_is_told():
+    rows = [["seed=0", "recipe.lr_per_256=0.1", "study=s"], ["seed=1", "recipe.lr_per_256=0.2", "study=s"]]
+    assert told_apart(rows, 1) == ["recipe.lr_per_256=0.2"]
+    assert told_apart([["seed=0"], ["seed=1"]], 0) == [] == told_apart([[]], 0)
+
+
+def test_a_sweep_ends_within_its_minutes(tmp_path):
+    """The first run takes longer than there is; what it leaves undone is postponed, and done by the next command."""
+    done = sweep(tmp_path, "seed=0,1", "recipe.epochs=2", "trainer.minutes=0.0001")
+    assert done.returncode == 0, done.stderr
+    assert "2 runs: 2 postponed" in done.stderr and not records(tmp_path)
+    again = sweep(tmp_path, "seed=0,1", "recipe.epochs=2")
+    assert "2 runs: 2 finished" in again.stderr and len(records(tmp_path)) == 2
+
+
+def test_what_is_raised_outside_of_a_run_is_told(tmp_path):
+    done = sweep(tmp_path, "seed=0,1", "trainer.devices=2")
+    assert done.returncode == 1 and "a sweep trains each run on one device" in done.stderr
+
+
 def test_summary_counts_rows_that_never_reported(tmp_path, capsys):
-    start_plan(tmp_path, 2)
+    start_plan(tmp_path, [["seed=0"], ["seed=1"]])
     note_outcome(tmp_path, 0, Outcome("finished", "first", "k", seconds=3))
-    assert "row 2/2: second (about" in progress_line(tmp_path, 1, "second")
+    assert "run 2/2: second (about" in progress_line(tmp_path, 1, "second")
     with pytest.raises(SystemExit):
         finish(tmp_path)
-    assert "2 rows: 1 finished, 1 without a report" in capsys.readouterr().err
+    assert "2 runs: 1 finished, 1 without a report" in capsys.readouterr().err
     note_outcome(tmp_path, 1, Outcome("skipped", "second", "k"))
     finish(tmp_path)

@@ -39,7 +39,7 @@ COMMON = {
 
 
 def write(folder, miou: float, *overrides: str, model: dict | None = None, **fields) -> dict:
-    """Write the record of a run as run_row would: of the configuration of `overrides`, model's fields changed."""
+    """Write the record of a run as execute would: of the configuration of `overrides`, model's fields changed."""
     config = compose_config("task=segmentation", *overrides)
     config["model"] |= model or {}
     images = (2_975, 500) if config["data"]["name"] == "cityscapes" else (367, 233)

@@ -4,6 +4,7 @@ import math
 
 import lightning as L
 import pytest
+import timm
 import torch
 from conftest import randomise_norms
 from timm.scheduler import CosineLRScheduler
@@ -51,6 +52,27 @@ def test_weight_decay_spares_biases_and_vectors(arch):
     groups = classifier.configure_optimizers()["optimizer"].param_groups
     assert {group["weight_decay"] for group in groups} == {0.1}
     assert sum(len(group["params"]) for group in groups) == len(list(net.parameters()))
+
+
+def test_layer_decay_and_the_linear_probe():
+    net = timm.create_model("repmlpnet_t224", img_size=32, num_classes=7)
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    decayed = Classifier(net, {**RECIPE, "layer_decay": 0.5}, 390, 7)
+    decayed._trainer = trainer
+    groups = decayed.configure_optimizers()["optimizer"].param_groups
+    rates = {id(p): group["initial_lr"] for group in groups for p in group["params"]}
+    assert len(rates) == len(list(net.parameters()))
+    assert rates[id(net.head.weight)] == pytest.approx(0.001) and rates[id(net.head.weight)] == max(rates.values())
+    assert min(rates.values()) == rates[id(next(net.stem.parameters()))] < 0.0005
+    probe = Classifier(net, {**RECIPE, "train_only": "head"}, 390, 7)
+    probe._trainer = trainer
+    trained = [p for group in probe.configure_optimizers()["optimizer"].param_groups for p in group["params"]]
+    assert {id(p) for p in trained} == {id(p) for p in net.get_classifier().parameters()}
+    net.train()
+    probe.on_train_epoch_start()
+    assert not net.norm.training and net.get_classifier().training
+    with pytest.raises(ValueError, match="train_only=head"):
+        Classifier(nn.Linear(3, 3), {**RECIPE, "train_only": "head"}, 390, 7)
 
 
 def test_part_accuracy():

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
+
+from repmlp.runs.settings import ALWAYS, CHANGED, NEVER, PARTS, Data
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,21 +26,28 @@ def branch_label(kernels: Iterable[int]) -> str:
 
 
 # Fields of `data` that say where the images come from and who decodes them, not which they are.
-PATHS = ("root", "download", "workers", "eval_batch_size")
-# Settings that came later, at the value that changes nothing: left out, so that older records keep their keys.
-NEUTRAL = {
-    "model": {"drop_path_rate": 0.0, "arguments": None, "backbone": None},
-    "recipe": {"mixup": 0.0, "cutmix": 0.0, "ema_decay": 0.0, "decay_all": False},
-    "data": {"n_eval": None, "label": "imagenet", "randaugment": None},
-}
+PATHS = tuple(each.name for each in dataclasses.fields(Data) if each.metadata["key"] == NEVER)
+
+
+def _kept(part: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a part that stand in a key, spelt as they are given; what `part` does not list stands."""
+    rules = {each.name: each.metadata for each in dataclasses.fields(part)}
+    kept = {}
+    for name, value in values.items():
+        rule = rules.get(name, {"key": ALWAYS})
+        neutral = rule["key"] == CHANGED and value == rule["neutral"]
+        if rule["key"] != NEVER and not neutral:
+            kept[name] = value
+    return kept
 
 
 def determining(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Pick what determines the result of a run: not paths, devices, folders or how often it is looked at."""
-    parts = {
-        name: {k: v for k, v in config[name].items() if k not in ignored and NEUTRAL[name].get(k, ...) != v}
-        for name, ignored in (("model", ("name",)), ("data", PATHS), ("recipe", ()))
-    }
+    """Pick what determines the result of a run: not paths, devices, folders or how often it is looked at.
+
+    config: of a run or of its record, in plain values. The settings say themselves what they have to do with a key
+    (settings.py): the first records' stand in every key, a later one only where it is not at its neutral value.
+    """
+    parts = {name: _kept(PARTS[name], config[name]) for name in ("model", "data", "recipe")}
     if isinstance(parts["model"].get("kernels"), list):
         parts["model"]["kernels"] = sorted(parts["model"]["kernels"], key=str)
     trainer = config["trainer"]
@@ -45,6 +55,11 @@ def determining(config: Mapping[str, Any]) -> dict[str, Any]:
     processes = trainer.get("devices", 1) * trainer.get("num_nodes", 1)
     shared = {} if processes == 1 else {"processes": processes, "sync_batchnorm": trainer.get("sync_batchnorm", False)}
     return {**parts, **shared, "seed": config["seed"], "precision": trainer["precision"]}
+
+
+def run_key(config: Mapping[str, Any]) -> str:
+    """Return the key of a run, the name of its record and of its folder."""
+    return config_key(determining(config))
 
 
 def cell_key(config: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What the commands share: run one row and say how it ended, mistakes in one line, a status at the end."""
+"""What the commands share: do one run and say how it ended, mistakes in one line, a status at the end."""
 
 from __future__ import annotations
 
@@ -11,37 +11,70 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from repmlp.runs.run import first_process, one_line, row_label, run_row
-from repmlp.runs.sweep import note_outcome, outcome_line, progress_line
+from repmlp.runs.run import Outcome, execute, first_process, one_line, run_label
+from repmlp.runs.settings import Recipe, Run, SegmentationRecipe, unknown
+from repmlp.runs.sweep import (
+    deadline_of,
+    enough_time,
+    note_outcome,
+    outcome_line,
+    plan_of,
+    progress_line,
+    told_apart,
+)
 
 log = logging.getLogger(__name__)
 
 
-def run_job(config: DictConfig) -> None:
-    """Run one row; Hydra calls this once a row, perhaps in another process."""
+def register_settings() -> None:
+    """Give Hydra the settings of a run, so that their defaults are composed and anything else is refused."""
+    store = ConfigStore.instance()
+    store.store(name="run", node=Run)
+    store.store(group="recipe", name="settings", node=Recipe)
+    store.store(group="recipe", name="segmentation_settings", node=SegmentationRecipe)
+
+
+register_settings()
+
+
+def run_job(config: DictConfig) -> float | None:
+    """Do one run; Hydra calls this once a run, perhaps in another process.
+
+    Returns what the run reached in percent (top-1 or mIoU of the images that it is evaluated on), for a sweeper that
+    searches; None where it reached nothing.
+    """
     plain = OmegaConf.to_container(config, resolve=True)
-    if not first_process():  # one of several devices of a row: the first process tells what there is to tell
-        outcome = run_row(plain)
+    if not first_process():  # one of several devices of a run: the first process tells what there is to tell
+        outcome = execute(plain)
         sys.exit(f"{outcome.label}: {outcome.message}" if outcome.state == "failed" else 0)
     hydra_config = HydraConfig.get()
     swept = hydra_config.mode == RunMode.MULTIRUN
     if swept and plain["trainer"]["devices"] != 1:
         sys.exit(
-            "error: a sweep trains each row on one device: leave trainer.devices=1, or run the row by itself, "
+            "error: a sweep trains each run on one device: leave trainer.devices=1, or do the run by itself, "
             "without -m and +sweep, e.g. with experiments/train.py and the sweep's study=NAME"
         )
     folder = Path(hydra_config.sweep.dir if swept else hydra_config.run.dir)
     number = hydra_config.job.num if swept else 0
-    log.info(progress_line(folder, number, row_label(plain)))
-    outcome = run_row(plain)
+    label = ", ".join([run_label(plain), *told_apart(plan_of(folder)["rows"] or [[]] * (number + 1), number)])
+    deadline = deadline_of(folder, plain["trainer"]["minutes"])
+    if enough_time(folder, deadline):
+        log.info(progress_line(folder, number, label))
+        outcome = execute(plain, label, deadline)
+    else:
+        outcome = Outcome(
+            "postponed", label, "", "it cannot end in the time left; the same command does it another time"
+        )
     note_outcome(folder, number, outcome)
     log.log(logging.ERROR if outcome.state == "failed" else logging.INFO, outcome_line(outcome, number))
+    return outcome.value
 
 
 def device_of(name: str) -> torch.device:
@@ -67,10 +100,63 @@ def mistakes_in_one_line() -> Iterator[None]:
         sys.exit(f"error: {one_line(error)}")
 
 
+def refuse_additions(overrides: list[str], configuration: Path) -> None:
+    """End the program with one line where `+NAME=VALUE` adds a setting: every setting is there without a plus.
+
+    What a plus is for are groups of settings (+sweep=NAME, +change=NAME) and Hydra's own. configuration: the folder of
+    the groups.
+    """
+    for text in overrides:
+        name, _, value = text.lstrip("+").partition("=")
+        group = configuration.joinpath(*name.split("@")[0].split("/"))
+        if text.startswith("+") and not name.startswith("hydra") and not group.is_dir():
+            files = configuration.rglob("*.yaml")
+            names = {key for file in files for key in _flat(OmegaConf.load(file)) if not key.startswith("hydra")}
+            names |= set(_flat(OmegaConf.structured(Run)))
+            hint = "leave out the +" if name in names else str(unknown(name, value, names)).partition(": ")[2]
+            sys.exit(f"error: {text}: {hint}")
+
+
+def _flat(config: DictConfig, prefix: str = "") -> list[str]:
+    """Return the dotted names of all settings."""
+    names = []
+    for key in config:
+        node = config._get_node(key)
+        names += (
+            _flat(node, f"{prefix}{key}.")
+            if isinstance(node, DictConfig) and not node._is_none()
+            else [f"{prefix}{key}"]
+        )
+    return names
+
+
+def message_of(error: Exception) -> str:
+    """Return what Hydra or OmegaConf complains of, in one line; a setting that there is not with the nearest name."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OmegaConfBaseException):
+        cause = cause.__cause__
+    if cause is not None and cause.full_key:
+        parent = cause.parent_node
+        where = str(cause.full_key).rpartition(".")[0]
+        absent = parent is not None and isinstance(parent, DictConfig) and cause.key not in parent
+        if absent:
+            prefix = f"{where}." if where else ""
+            value = "..."
+            return str(unknown(str(cause.full_key), value, [f"{prefix}{key}" for key in parent])).replace("=...", "", 1)
+        reason = str(cause.msg or cause).splitlines()[0]
+        return f"{cause.full_key}: {reason}"
+    return " ".join(str(error).split())
+
+
 def run_command(main: Callable[[], None], repository: Path) -> None:
-    """Run a Hydra main with the repository as its folder; Hydra's errors come out as one line."""
+    """Run a Hydra main with the repository as its folder; Hydra's errors come out as one line.
+
+    REPMLP_CWD keeps the folder that the user stands in.
+    """
+    os.environ.setdefault("REPMLP_CWD", os.getcwd())  # noqa: PTH109  (a worker process inherits it)
     os.chdir(repository)
     os.environ.setdefault("REPMLP_LAUNCH", f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{os.getpid()}")
+    refuse_additions(sys.argv[1:], repository / "experiments/conf")
     wanted_traceback = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come out as they are raised, and are told below
     try:
@@ -78,7 +164,7 @@ def run_command(main: Callable[[], None], repository: Path) -> None:
     except (HydraException, OmegaConfBaseException) as error:
         if wanted_traceback:
             raise
-        sys.exit(f"error: {' '.join(str(error).split())}")
+        sys.exit(f"error: {message_of(error)}")
     except KeyboardInterrupt:
         if first_process():
             print("interrupted: the same command goes on from here", file=sys.stderr)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from repmlp.data import build_data, build_segmentation_data
-from repmlp.models.build import build_model
-from repmlp.models.upernet import STRIDE, check_window, start_backbone
+from repmlp.data import DATASETS, SEGMENTATION, build_data, build_segmentation_data
+from repmlp.models.build import ARCHITECTURES, build_model
+from repmlp.models.upernet import STRIDE, start_backbone
+from repmlp.runs.settings import BadSetting, Run, unknown
 from repmlp.training.base import RecipeModule
 from repmlp.training.classifier import Classifier
 from repmlp.training.merge_check import compare_merged
@@ -24,35 +27,37 @@ class Classification:
     """One label an image."""
 
     name = "classification"
+    datasets: Mapping[str, type] = DATASETS
 
-    def build_data(self, config: Mapping[str, Any]) -> Any:
-        return build_data(config["data"], config["recipe"]["batch_size"], config["seed"])
+    def check(self, run: Run) -> None:
+        """Raise BadSetting for settings that fit no run of this task."""
+        check_names("model", run.model, ("name", "arch"), ARCHITECTURES.get(run.model["arch"]))
+        check_names("data", run.data, ("name", "label"), self.datasets.get(run.data["name"]))
+        self.check_task(run)
 
-    def check(self, config: Mapping[str, Any]) -> None:
-        """Raise ValueError for settings that fit no run of this task."""
-        if config["model"].get("arch") == "upernet":
-            raise ValueError(f"model={config['model']['name']} labels pixels: train it with experiments/segment.py")
-        if config.get("backbone"):
-            raise ValueError("backbone is a setting of experiments/segment.py: a classifier starts from nothing")
+    def check_task(self, run: Run) -> None:
+        if run.model["arch"] == "upernet":
+            raise BadSetting(f"model={run.model['name']} labels pixels: train it with experiments/segment.py")
+        if run.backbone:
+            raise BadSetting("backbone is a setting of experiments/segment.py: a classifier starts from nothing")
 
-    def build_net(self, config: Mapping[str, Any], data: Any) -> nn.Module:
-        return build_model(config["model"], data.info.num_classes)
+    def build_data(self, run: Run) -> Any:
+        return build_data(run.data, run.recipe.batch_size, run.seed)
+
+    def build_net(self, run: Run, data: Any) -> nn.Module:
+        return build_model(run.model, data.info.num_classes)
 
     def image_size(self, data: Any) -> int | tuple[int, int]:
         """Return the size of the images that multiply-accumulates are counted for, once the data are set up."""
         return data.info.img_size
 
-    def build_module(self, config: Mapping[str, Any], net: nn.Module, data: Any, steps_per_epoch: int) -> RecipeModule:
+    def build_module(self, run: Run, net: nn.Module, data: Any, steps_per_epoch: int) -> RecipeModule:
+        info = data.info
         return Classifier(
-            net,
-            config["recipe"],
-            steps_per_epoch=steps_per_epoch,
-            num_classes=data.info.num_classes,
-            parts=data.info.parts,
-            seed=config["seed"],
+            net, asdict(run.recipe), steps_per_epoch, num_classes=info.num_classes, parts=info.parts, seed=run.seed
         )
 
-    def evaluate(self, config: Mapping[str, Any], net: nn.Module, data: Any) -> dict[str, Any]:
+    def evaluate(self, run: Run, net: nn.Module, data: Any) -> dict[str, Any]:
         """Return what the record says of the trained network, before and after merging."""
         return compare_merged(net, data.whole_evaluation(), data.info.num_classes, data.info.parts)[1]
 
@@ -61,36 +66,27 @@ class Segmentation(Classification):
     """One label a pixel."""
 
     name = "segmentation"
+    datasets = SEGMENTATION
 
-    def build_data(self, config: Mapping[str, Any]) -> Any:
-        return build_segmentation_data(config["data"], config["recipe"]["batch_size"], config["seed"])
-
-    def check(self, config: Mapping[str, Any]) -> None:
-        recipe, trainer = config["recipe"], config["trainer"]
-        if config["model"].get("arch") != "upernet":
-            raise ValueError(f"model={config['model']['name']} labels no pixels: use one of the upernets, model=NAME")
-        if missing := {"auxiliary_weight", "window"} - recipe.keys():
-            raise ValueError(
-                f"the recipe lacks {' and '.join(sorted(missing))}: use recipe=segmentation or another one"
-            )
-        weight = recipe["auxiliary_weight"]
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or weight < 0:
-            raise ValueError(f"recipe.auxiliary_weight={weight!r}: use a number, not negative")
-        check_window(recipe["window"])
-        processes = trainer["devices"] * trainer["num_nodes"]
-        if recipe["batch_size"] < 2 * processes and not trainer["sync_batchnorm"]:
-            raise ValueError(
-                f"recipe.batch_size={recipe['batch_size']} on {processes} process(es): a batch norm of UperNet sees "
-                "one number an image, so each process needs two images; use fewer devices or "
+    def check_task(self, run: Run) -> None:
+        if run.model["arch"] != "upernet":
+            raise BadSetting(f"model={run.model['name']} labels no pixels: use one of the upernets, model=NAME")
+        if run.recipe.batch_size < 2 * run.trainer.processes and not run.trainer.sync_batchnorm:
+            raise BadSetting(
+                f"recipe.batch_size={run.recipe.batch_size} on {run.trainer.processes} process(es): a batch norm of "
+                "UperNet sees one number an image, so each process needs two images; use fewer devices or "
                 "trainer.sync_batchnorm=true"
             )
 
-    def build_net(self, config: Mapping[str, Any], data: Any) -> nn.Module:
+    def build_data(self, run: Run) -> Any:
+        return build_segmentation_data(run.data, run.recipe.batch_size, run.seed)
+
+    def build_net(self, run: Run, data: Any) -> nn.Module:
         """Build UperNet; its backbone starts from the weights of a classifier where `backbone` names a file."""
-        net = super().build_net(config, data)
-        if config.get("backbone"):
-            fresh = start_backbone(net, Path(config["backbone"]).expanduser())
-            log.info("backbone from %s; fresh: %s", config["backbone"], ", ".join(fresh) or "nothing")
+        net = super().build_net(run, data)
+        if run.backbone:
+            fresh = start_backbone(net, Path(run.backbone).expanduser())
+            log.info("backbone from %s; fresh: %s", run.backbone, ", ".join(fresh) or "nothing")
         return net
 
     def image_size(self, data: Any) -> tuple[int, int]:
@@ -98,11 +94,40 @@ class Segmentation(Classification):
         height, width = data.image_size
         return height + -height % STRIDE, width + -width % STRIDE
 
-    def build_module(self, config: Mapping[str, Any], net: nn.Module, data: Any, steps_per_epoch: int) -> RecipeModule:
-        return Segmenter(net, config["recipe"], steps_per_epoch, data.info.classes, seed=config["seed"])
+    def build_module(self, run: Run, net: nn.Module, data: Any, steps_per_epoch: int) -> RecipeModule:
+        return Segmenter(net, asdict(run.recipe), steps_per_epoch, data.info.classes, seed=run.seed)
 
-    def evaluate(self, config: Mapping[str, Any], net: nn.Module, data: Any) -> dict[str, Any]:
-        return compare_merged_masks(net, data.whole_evaluation(), data.info.classes, config["recipe"]["window"])
+    def evaluate(self, run: Run, net: nn.Module, data: Any) -> dict[str, Any]:
+        return compare_merged_masks(net, data.whole_evaluation(), data.info.classes, run.recipe.window)
 
 
 TASKS: dict[str, Classification] = {task.name: task for task in (Classification(), Segmentation())}
+
+
+def check_names(part: str, given: Mapping[str, Any], labels: tuple[str, ...], build: Callable[..., Any] | None) -> None:
+    """Raise BadSetting where a setting is none of `build`'s arguments, offering the nearest one.
+
+    labels: settings that are looked at elsewhere. build: a class or function; None where the name that chooses it is
+    unknown, which its own builder says.
+    """
+    if build is None:
+        return
+    names: dict[str, None] = dict.fromkeys(labels)
+    for each in inspect.getmro(build) if inspect.isclass(build) else (build,):
+        if each is object or (inspect.isclass(each) and "__init__" not in vars(each)):
+            continue
+        parameters = inspect.signature(each).parameters.values()
+        names |= dict.fromkeys(p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    for name in (
+        "self",
+        "batch_size",
+        "seed",
+        "num_classes",
+        "inference_mode",
+    ):  # given by the run, not by its settings
+        names.pop(name, None)
+    for name, value in given.items():
+        if name not in names:
+            raise unknown(f"{part}.{name}", value, [f"{part}.{each}" for each in names])

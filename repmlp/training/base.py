@@ -1,20 +1,17 @@
-"""What every LightningModule here does alike: optimiser, schedule, reproducible draws, and the curve of a run."""
+"""What every LightningModule here does alike: optimiser, schedule and reproducible draws."""
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
-from timm.optim import param_groups_weight_decay
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 from torchmetrics import MeanMetric
 
-from repmlp.locality import locality_index, network_profiles
 from repmlp.randomness import derive_seed
 from repmlp.training.schedule import SCHEDULES
 
@@ -27,11 +24,10 @@ class RecipeModule(L.LightningModule):
 
     net: the network. recipe: epochs, warmup_epochs, lr_per_256, weight_decay, betas, clip_norm, batch_size (of all
     processes together); schedule, one of SCHEDULES, "cosine" where it is not said; decay_all, for weight decay on
-    biases and one-dimensional parameters too. steps_per_epoch: optimizer steps. seed: of the run.
-    `curve` holds one entry an epoch; where there was an evaluation, also the `locality_index` of each spatial layer
-    before and after injection. It is kept in checkpoints, as are `train_seconds` (evaluation not counted) and
-    `commits`, the versions of the code that trained: `commit` is added to them when training starts or goes on.
-    Raises FloatingPointError at the end of an epoch whose loss is not finite.
+    biases and one-dimensional parameters too; clip_norm None for no clipping; layer_decay, timm's, a share of the
+    learning rate from one layer to the one before it; train_only "head" for the classifier alone, the rest of the
+    network in evaluation mode. steps_per_epoch: optimizer steps. seed: of the run.
+    Raises ValueError where the network does not say which its layers, or its classifier, are.
     """
 
     def __init__(self, net: nn.Module, recipe: Mapping[str, Any], steps_per_epoch: int, seed: int = 0):
@@ -40,11 +36,8 @@ class RecipeModule(L.LightningModule):
         self.recipe = dict(recipe)
         self.steps_per_epoch = steps_per_epoch
         self.seed = seed
+        self.head = _classifier(net) if recipe.get("train_only") == "head" else None
         self.train_loss = MeanMetric(nan_strategy="disable")  # by default it drops NaNs from the mean
-        self.curve: list[dict[str, float]] = []
-        self.train_seconds = 0.0
-        self.commit: str | None = None
-        self.commits: list[str | None] = []
 
     def validation_results(self) -> dict[str, float]:
         """Return what the evaluation of this epoch gave, in percent by name, and forget it; {} where there was none."""
@@ -52,10 +45,8 @@ class RecipeModule(L.LightningModule):
 
     def configure_optimizers(self):
         recipe = self.recipe
-        decay = recipe["weight_decay"]
-        everything = [{"params": list(self.net.parameters()), "weight_decay": decay}]
         optimizer = torch.optim.AdamW(
-            everything if recipe.get("decay_all") else param_groups_weight_decay(self.net, decay),
+            self._parameter_groups(),
             lr=recipe["lr_per_256"] * recipe["batch_size"] / 256,
             betas=tuple(recipe["betas"]),
             fused=True,
@@ -66,16 +57,29 @@ class RecipeModule(L.LightningModule):
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: share(step, total, warmup))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        """Return AdamW's groups of parameters: which have weight decay, and which share of the learning rate."""
+        recipe, decay = self.recipe, self.recipe["weight_decay"]
+        if recipe.get("layer_decay", 1.0) != 1.0:
+            if not hasattr(self.net, "group_matcher"):
+                raise ValueError(f"layer_decay: {type(self.net).__name__} does not say which its layers are")
+            groups = param_groups_layer_decay(self.net, decay, layer_decay=recipe["layer_decay"])
+            base = recipe["lr_per_256"] * recipe["batch_size"] / 256
+            groups = [{**group, "lr": base * group["lr_scale"]} for group in groups]  # timm's own schedulers do this
+            return [{**group, "weight_decay": decay} for group in groups] if recipe.get("decay_all") else groups
+        if recipe.get("decay_all"):
+            return [{"params": [p for p in self.net.parameters() if p.requires_grad], "weight_decay": decay}]
+        return param_groups_weight_decay(self.net, decay)
+
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> None:
         # Lightning refuses to clip for a fused optimizer under autocast, though only float16's loss scaling forbids it.
-        nn.utils.clip_grad_norm_(self.net.parameters(), self.recipe["clip_norm"])
-
-    def on_train_start(self) -> None:
-        if self.commit not in self.commits:
-            self.commits.append(self.commit)
+        if self.recipe["clip_norm"] is not None:
+            nn.utils.clip_grad_norm_(self.net.parameters(), self.recipe["clip_norm"])
 
     def on_train_epoch_start(self) -> None:
-        self._started = time.perf_counter()
+        if self.head is not None:
+            self.net.eval()
+            self.head.train()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # Whatever a step draws (stochastic depth, dropout; mixup by numpy) is a function of (seed, epoch, step).
@@ -83,42 +87,12 @@ class RecipeModule(L.LightningModule):
         torch.manual_seed(seed)
         np.random.seed(seed % 2**32)
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if batch_idx + 1 == self.steps_per_epoch:
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
-            self.train_seconds += time.perf_counter() - self._started
 
-    def on_validation_epoch_start(self) -> None:
-        # Here and not at the end: a moving average of the weights is evaluated, and has been put away again by then.
-        self._profiles = network_profiles(self.net) if self.trainer.is_global_zero else []
-
-    def on_train_epoch_end(self) -> None:
-        loss = float(self.train_loss.compute())
-        self.train_loss.reset()
-        if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"the training loss is {loss} in epoch {self.current_epoch}: lower recipe.lr_per_256"
-            )
-        entry = {"epoch": self.current_epoch, "train_loss": loss, "lr": self.optimizers().param_groups[0]["lr"]}
-        results = self.validation_results()
-        entry |= {f"{name}_pct": value for name, value in results.items()}
-        shown = {name: float(value) for name, value in entry.items() if name != "epoch"}
-        if results:
-            entry["locality"] = {
-                which: [round(locality_index(each[which], each["size"]), 5) for each in self._profiles]
-                for which in ("trained", "injected")
-            }
-            shown |= {f"locality_{which}": float(np.mean(v)) for which, v in entry["locality"].items() if v}
-        self.curve.append(entry)
-        self.log_dict(shown, rank_zero_only=True)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["curve"] = self.curve
-        checkpoint["train_seconds"] = self.train_seconds
-        checkpoint["commits"] = self.commits
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.curve = checkpoint["curve"]
-        self.train_seconds = checkpoint["train_seconds"]
-        self.commits = checkpoint["commits"]
+def _classifier(net: nn.Module) -> nn.Module:
+    """Return the classifier of a network and freeze everything else; ValueError where it does not say which it is."""
+    head = net.get_classifier() if hasattr(net, "get_classifier") else None
+    if head is None or not any(True for _ in head.parameters()):
+        raise ValueError(f"train_only=head: {type(net).__name__} does not say which its classifier is")
+    net.requires_grad_(False)
+    head.requires_grad_(True)
+    return head

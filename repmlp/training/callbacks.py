@@ -1,8 +1,8 @@
-"""What a run shows while it trains: a line an epoch where there is no progress bar, and the kernel in TensorBoard."""
+"""Averaged weights, pictures of a kernel in TensorBoard, and the end of the time that a sweep has."""
 
 from __future__ import annotations
 
-import logging
+import time
 
 import lightning as L
 import torch
@@ -11,25 +11,6 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from repmlp.locality import kernel_map
 from repmlp.models.build import SPATIAL_LAYERS
-
-log = logging.getLogger(__name__)
-
-
-class EpochLine(L.Callback):
-    """Log one line after each epoch; for output that is no terminal."""
-
-    def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        # At the end of an epoch the module fills its curve after the callbacks have been called.
-        self.on_fit_end(trainer, module)
-
-    def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if module.curve and trainer.is_global_zero:
-            log.info("%s", format_entry(module.curve[-1], trainer.max_epochs))
-
-
-def format_entry(entry: dict[str, float], epochs: int) -> str:
-    parts = [f"{name[:-4]} {value:.2f} %" for name, value in entry.items() if name.endswith("_pct")]
-    return f"epoch {entry['epoch'] + 1}/{epochs}: " + ", ".join([f"loss {entry['train_loss']:.3f}", *parts])
 
 
 class AveragedWeights(EMAWeightAveraging):
@@ -68,3 +49,18 @@ class KernelImages(L.Callback):
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image("kernel/trained_and_injected", picture.float(), trainer.current_epoch)
+
+
+class OutOfTime(Exception):
+    """The time of a sweep is over; the run goes on from its last checkpoint another time."""
+
+
+class Deadline(L.Callback):
+    """Stop a run between two epochs once the time is over. at: seconds as time.time() counts them."""
+
+    def __init__(self, at: float):
+        self.at = at
+
+    def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if time.time() > self.at:
+            raise OutOfTime
