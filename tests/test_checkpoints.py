@@ -364,7 +364,12 @@ def with_shape(key, *shape):
             r"stages.0.2.\S+ is missing and stages.0.7.prebn1.b",
         ),
         ("official", False, with_shape(f"{BLOCK}.repconv5.conv.weight", 2, 1, 5, 5), r"repconv5.bn.weight is missing$"),
-        ("official", False, with_shape(f"{BLOCK}.repconv2.conv.weight", 2, 1, 2, 2), r"2 is not a positive odd number"),
+        (
+            "official",
+            False,
+            with_shape(f"{BLOCK}.repconv2.conv.weight", 2, 1, 2, 2),
+            r"branch 2x2: its sides have to be odd",
+        ),
         ("official", False, with_shape(f"{BLOCK}.fc3.bias", 128), r"0.1.repmlp_block.fc3.bias is missing and .*fc3_bn"),
         (
             "official",

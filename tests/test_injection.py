@@ -391,9 +391,9 @@ TOKEN = {"layers": "blocks.*.token_mix"}
         (TokenNet, {**TOKEN, "size": (2, 2, 3)}, r"size=\(2, 2, 3\): give"),
         (TokenNet, {**TOKEN, "size": (4.0, 3)}, r"size=\(4\.0, 3\): give"),
         (TokenNet, {**TOKEN, "size": (-4, -3)}, r"size=\(-4, -3\): give"),
-        (TokenNet, {**TOKEN, "size": (4, 3), "kernels": ()}, r"kernels=\(\): give the sizes"),
-        (TokenNet, {**TOKEN, "size": (4, 3), "kernels": 3}, "kernels=3: give the sizes"),
-        (TokenNet, {**TOKEN, "size": (4, 3), "kernels": (2,)}, "2 is not a positive odd number"),
+        (TokenNet, {**TOKEN, "size": (4, 3), "kernels": ()}, r"kernels=\(\): give the branches"),
+        (TokenNet, {**TOKEN, "size": (4, 3), "kernels": 3}, "kernels=3: give the branches"),
+        (TokenNet, {**TOKEN, "size": (4, 3), "kernels": (2,)}, r"branch 2x2: its sides have to be odd"),
     ],
 )
 def test_refusals_change_nothing(build, arguments, message):

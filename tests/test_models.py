@@ -154,7 +154,7 @@ def test_bad_checkpoints_are_named(tmp_path):
         ({"share_sets": [3, 16]}, "share_sets=3 does not divide channels=16"),
         ({"share_sets": [4]}, "one number a stage"),
         ({"img_size": 30}, "img_size=30"),
-        ({"kernels": [2]}, "not a positive odd number"),
+        ({"kernels": [2]}, "branch 2x2: its sides have to be odd"),
     ],
 )
 def test_bad_configurations_are_named(change, words):

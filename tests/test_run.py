@@ -192,7 +192,7 @@ def test_full_disk_at_the_record_loses_no_training(finished, tmp_path, monkeypat
     ("override", "words"),
     [
         ("model.share_sets=[3,16]", "share_sets=3 does not divide channels=16"),
-        ("model.kernels=[2]", "kernels=[2]: 2 is not a positive odd number"),
+        ("model.kernels=[2]", "kernels=[2]: branch 2x2: its sides have to be odd"),
         ("model.kernels=[-1]", "kernels=[-1]"),
         ("recipe.warmup_epochs=2", "the warm-up has to be shorter"),
         ("recipe.batch_size=1000", "batch_size=1000 is more than the 200 training images"),

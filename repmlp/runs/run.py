@@ -28,6 +28,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from repmlp import branches
 from repmlp.cost import count_macs, count_params, count_params_paper
 from repmlp.locality import network_profiles
 from repmlp.models.build import check_state_dict, save_model
@@ -42,7 +43,8 @@ from repmlp.training.schedule import SCHEDULES
 
 log = logging.getLogger(__name__)
 
-LISTS = ("kernels", "share_sets", "channels", "blocks")  # fields of `model` that hold lists of whole numbers
+# fields of `model` that hold lists: of branches, the others of whole numbers
+LISTS = ("kernels", "share_sets", "channels", "blocks")
 ADDITIONS = {  # settings that are said of a row where they are on
     "model": ("drop_path_rate",), "data": ("randaugment",), "recipe": ("mixup", "cutmix", "ema_decay", "decay_all"),
 }  # fmt: skip
@@ -71,7 +73,11 @@ def row_label(config: Mapping[str, Any]) -> str:
     """Say in words which row this is."""
     model = config["model"]
     kernels, share_sets = (value if isinstance(value, list) else [value] for value in map(model.get, LISTS[:2]))
-    parts = [str(model["name"]), "branches " + branch_label(kernels)]
+    try:
+        shown = branch_label(kernels)
+    except ValueError:  # a mistake, which run_row tells of
+        shown = ",".join(map(str, kernels))
+    parts = [str(model["name"]), "branches " + shown]
     if "share_sets" in model:
         parts.append("S=" + ",".join(map(str, share_sets)))
     if not model.get("global_perceptron", True):
@@ -304,7 +310,7 @@ def _train(config: Mapping[str, Any], folder: Path, path: Path) -> None:
         "study": config["study"],
         "sweep": config["sweep"],
         "model": config["model"]["name"],
-        "kernels": sorted(config["model"]["kernels"]),
+        "kernels": branches.values(config["model"]["kernels"]),
         "share_sets": config["model"].get("share_sets"),
         "global_perceptron": config["model"].get("global_perceptron"),
         "data": config["data"].get("label", config["data"]["name"]),
@@ -390,7 +396,9 @@ def _check_numbers(config: Mapping[str, Any]) -> None:
         )
     for name in LISTS:
         value = config["model"].get(name) or []
-        if not isinstance(value, list) or not all(type(each) is int for each in value):
+        if name == "kernels" and isinstance(value, list):
+            branches.parse_all(value)
+        elif not isinstance(value, list) or not all(type(each) is int for each in value):
             raise ValueError(f"model.{name}={value!r}: use a list of whole numbers, e.g. [1,3]")
     for name, value in real.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
