@@ -153,6 +153,12 @@ def values(branches: Iterable[BranchSpec | int | str]) -> list[int | str]:
     return [spec.value for spec in parse_all(branches)]
 
 
+def order(branches: Iterable[BranchSpec | int | str]) -> tuple:
+    """Return what sets of branches are sorted by in tables and figures: few branches first."""
+    specs = parse_all(branches)
+    return len(specs), tuple(spec.order for spec in specs)
+
+
 def label(branches: Iterable[BranchSpec | int | str]) -> str:
     """Write a set of branches as tables and progress lines show it: "1x1+3x3", or "none"."""
     return "+".join(spec.label for spec in parse_all(branches)) or "none"
