@@ -84,7 +84,7 @@ class BranchSpec:
         """
         height, width = self.shape
         if height not in (1, width):
-            raise ValueError(f"branch {self.label} on a sequence: it has one dimension, use {width} for {width} taps")
+            raise ValueError(f"branch {self.label} on a sequence, which has one dimension: use k for k taps along it")
         return dataclasses.replace(self, shape=(width, width))
 
     @property
