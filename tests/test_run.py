@@ -18,9 +18,10 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from repmlp.locality import locality_index
+from repmlp.models.build import load_model
 from repmlp.runs import run as rows
 from repmlp.runs.record import REQUIRED, read_record, record_path
-from repmlp.runs.run import row_key, run_row
+from repmlp.runs.run import row_key, row_label, run_row
 from repmlp.training.classifier import Classifier
 
 # what may differ between two runs of the same row
@@ -128,11 +129,34 @@ def test_rerun_runs_again_and_gives_the_same(finished, tmp_path):
     assert_same_result(config, finished)
 
 
+def test_a_row_with_a_shuffled_branch(tmp_path):
+    """The control of a study, through its moving average too, which must not average the order of the grid."""
+    config = tiny_config(tmp_path, "model.kernels=[1,3s]", "+recipe.ema_decay=0.9")
+    assert "branches 1x1+3x3s" in row_label(config)
+    outcome = run_row(config)
+    assert outcome.state == "finished", outcome.message
+    record = record_of(config)
+    assert record["kernels"] == [1, "3s"] and record["top1_pct"] == record["top1_merged_pct"]
+    assert 0 < record["merge_error"] < 2e-6
+    plain = tiny_config(tmp_path, "model.kernels=[1,3]", "recipe.epochs=1", "recipe.warmup_epochs=0")
+    assert run_row(plain).state == "finished"
+    assert {k: record[k] for k in ("params", "params_paper_rule", "macs")} == {
+        k: record_of(plain)[k] for k in ("params", "params_paper_rule", "macs")
+    }
+    net, metadata = load_model(run_folder(config) / "model.safetensors")
+    assert json.loads(metadata["repmlp_model"])["kernels"] == [1, "3s"]
+    orders = [b for name, b in net.named_buffers() if name.endswith("permutation")]
+    assert all(sorted(order.tolist()) == list(range(len(order))) for order in orders)
+
+
 def test_key_ignores_paths_and_devices_and_sees_the_rest(tmp_path):
     key = row_key(tiny_config(tmp_path))
     for same in ("trainer.threads=1", "output_dir=elsewhere", "trainer.eval_every=5", "study=other", "rerun=true"):
         assert row_key(tiny_config(tmp_path, same)) == key, same
-    assert row_key(tiny_config(tmp_path, "model.kernels=[3,1]")) == key
+    for same in ("[3,1]", "[3x3,1]", "['1','3']"):
+        assert row_key(tiny_config(tmp_path, f"model.kernels={same}")) == key, same
+    control = row_key(tiny_config(tmp_path, "model.kernels=[1,3s]"))
+    assert row_key(tiny_config(tmp_path, "model.kernels=[3x3s,1]")) == control != key
     for other in ("seed=1", "model.kernels=[3]", "data.n_train=300", "recipe.epochs=3", "trainer.precision=bf16-mixed"):
         assert row_key(tiny_config(tmp_path, other)) != key, other
 
@@ -194,6 +218,9 @@ def test_full_disk_at_the_record_loses_no_training(finished, tmp_path, monkeypat
         ("model.share_sets=[3,16]", "share_sets=3 does not divide channels=16"),
         ("model.kernels=[2]", "kernels=[2]: branch 2x2: its sides have to be odd"),
         ("model.kernels=[-1]", "kernels=[-1]"),
+        ("model.kernels=[3t]", "kernels=['3t']: branch '3t': use a size such as 3"),
+        ("model.kernels=[3,3x3]", "the branch 3x3 stands there twice"),
+        ("model.kernels=[3d8]", "kernels=['3d8']: of the branch 3x3d8 only middle taps ever lie on a map of 8x8"),
         ("recipe.warmup_epochs=2", "the warm-up has to be shorter"),
         ("recipe.batch_size=1000", "batch_size=1000 is more than the 200 training images"),
         ("data.n_train=0", "data.n_train=0"),
