@@ -131,9 +131,10 @@ def parse_all(branches: Iterable[BranchSpec | int | str], size: Sequence[int] | 
         if specs.count(spec) > 1:
             raise ValueError(f"kernels={list(branches)}: the branch {spec.label} stands there twice")
         if size is not None and not spec.fits(size):
+            shortest = min(n for side, n in zip(spec.shape[-len(size) :], size, strict=True) if side > 1)
             raise ValueError(
                 f"kernels={list(branches)}: of the branch {spec.label} only middle taps ever lie on a map of "
-                f"{'x'.join(map(str, size))}; use a dilation below {spec.dilation}"
+                f"{'x'.join(map(str, size))}; use a dilation below {max(shortest, 2)}"
             )
     return tuple(sorted(specs, key=lambda spec: spec.order))
 

@@ -1,5 +1,7 @@
 """Branches as values: what is one, how it is spelt, sorted and shown."""
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -61,6 +63,10 @@ def test_what_fits_a_map():
     assert parse(7).fits((1, 1)) and parse("3s").fits((1, 1))
     with pytest.raises(ValueError, match=r"kernels=\[1, '3d8'\]: of the branch 3x3d8 .* 8x9; use a dilation below 8"):
         parse_all([1, "3d8"], (8, 9))
+    for branch, size, below in (("3d4", (4, 3), 3), ("3d2", (1, 6), 2), ("1x3d9", (4, 7), 7)):
+        with pytest.raises(ValueError, match=f"use a dilation below {below}$"):
+            parse_all([branch], size)
+        assert parse(re.sub(r"d\d", f"d{below - 1}", branch)).fits(size)
 
 
 def test_along_a_sequence():
