@@ -24,7 +24,7 @@ import torch
 from cells import differing_settings, ordered, standard_error
 from table_parts import emit, listed, mean_std, read_paper
 
-from repmlp import RepMLPBlock, build_model
+from repmlp import RepMLPBlock, branches, build_model
 from repmlp.cost import count_macs, count_params, count_params_layers, count_params_paper
 from repmlp.runs.key import branch_label, by_setting, cell_key, determining
 from repmlp.runs.record import MEASURED, load_records
@@ -314,7 +314,7 @@ def study_table(records: pd.DataFrame) -> pd.DataFrame:
     records["kernels"] = [tuple(k) for k in records["kernels"]]
     records["gate"] = [{True: "yes", False: "no"}.get(gate, "-") for gate in records["global_perceptron"]]
     records["cell"] = [cell_key(config) for config in records["config"]]
-    records["order"] = [(len(k), k) for k in records["kernels"]]
+    records["order"] = [branches.order(k) for k in records["kernels"]]
     # texture and arrangement: whatever a data set's labels are made of
     parts = [
         name

@@ -16,6 +16,7 @@ from figures import save
 from matplotlib.ticker import MaxNLocator
 from segmentation_tables import with_setup
 
+from repmlp import branches
 from repmlp.locality import uniform_profile
 from repmlp.runs.key import branch_label, by_setting, cell_key
 from repmlp.runs.record import MEASURED, load_records
@@ -143,7 +144,7 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(f"error: no records of study {options.study!r} in {options.results}")
     for task in there:
         records = with_setup(by_task[task]) if task == "segmentation" else by_task[task]
-        records = records.sort_values("kernels", key=lambda column: column.map(lambda k: (len(k), *k)))
+        records = records.sort_values("kernels", key=lambda column: column.map(branches.order))
         beside = "_segmentation" if task == "segmentation" and len(there) > 1 else ""
         for suffix, rows in by_setting(records):
             stem = options.results / options.study / f"curves{beside}{suffix}"

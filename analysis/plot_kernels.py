@@ -6,8 +6,8 @@
     python analysis/plot_kernels.py RepMLPNet-D256.pth --block 13    # Figure 3 itself: 10th block of stage 3
 
 Paper: RepMLPNet Figure 3 and Appendix A: log of |w| over the matrix's smallest |w|. Marked: the output point (purple),
-the largest convolution kernel around it (blue), and the strongest points outside it that exceed some point inside (red,
-dashed). PNG and PDF; and in numbers, the share of |weight| within distance 0, 1, 2, ... of the output point.
+the cells that its branches see from there (blue), and the strongest points outside them that exceed some point inside
+(red, dashed). PNG and PDF; and in numbers, the share of |weight| within distance 0, 1, 2, ... of the output point.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 from figures import save
+from matplotlib.collections import LineCollection
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from repmlp import InjectedLinear, SetSharingFC
+from repmlp.branches import parse_all
 from repmlp.locality import kernel_map, locality_profile, uniform_profile
 from repmlp.models.build import SPATIAL_LAYERS, open_checkpoint
 from repmlp.runs.record import load_records
@@ -40,24 +42,46 @@ def spatial_layers(model: torch.nn.Module) -> list[tuple[str, Layer]]:
     return layers
 
 
-def outside_stronger(values: Tensor, point: tuple[int, int], kernel: int) -> list[tuple[int, int]]:
-    """List the points outside the kernel's box that exceed some point inside it, strongest first.
+def seen_from(layer: Layer, point: tuple[int, int]) -> Tensor:
+    """Say which cells the branches see from a point: bool (h, w), none without branches."""
+    if layer.local_perceptron is None:
+        return torch.zeros(layer.size, dtype=torch.bool)
+    return layer.local_perceptron.taps(point)
 
-    values: (h, w). A kernel of 0 (no branches) has no box and gives none.
+
+def reach_of(layer: Layer) -> int:
+    """Return how far from the point the branches on the map itself reach, in cells and within the map; at least 1."""
+    reach = max((max(spec.padding) for spec in parse_all(layer.kernels) if not spec.shuffled), default=1)
+    return min(max(reach, 1), max(layer.size) - 1)
+
+
+def outline(cells: Tensor) -> list[list[tuple[float, float]]]:
+    """Return the borders between cells and others, as lines from (x, y) to (x, y); cells: bool (h, w)."""
+    h, w = cells.shape
+    lines = []
+    for y, x in torch.nonzero(cells).tolist():
+        for dy, dx in ((-1, 0), (1, 0), (0, -1), (0, 1)):
+            if not (0 <= y + dy < h and 0 <= x + dx < w and cells[y + dy, x + dx]):
+                middle, along = (x + dx / 2, y + dy / 2), (abs(dy) / 2, abs(dx) / 2)
+                ends = ((middle[0] + sign * along[0], middle[1] + sign * along[1]) for sign in (-1, 1))
+                lines.append(list(ends))
+    return lines
+
+
+def outside_stronger(values: Tensor, inside: Tensor) -> list[tuple[int, int]]:
+    """List the points outside some cells that exceed some point inside them, strongest first.
+
+    values, inside: (h, w). No cells (no branches) give none.
     """
-    if kernel == 0:
+    if not inside.any():
         return []
-    h, w = values.shape
-    reach = kernel // 2
-    y, x = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
-    inside = ((y - point[0]).abs() <= reach) & ((x - point[1]).abs() <= reach)
     stronger = torch.nonzero(~inside & (values > values[inside].min()))
     return sorted(map(tuple, stronger.tolist()), key=lambda p: -float(values[p]))
 
 
 def draw(layer: Layer, title: str, share_set: int, point: tuple[int, int], stem: Path) -> list[Path]:
     """Draw the two panels of one layer to STEM.png and STEM.pdf."""
-    kernel = max(layer.kernels, default=0)
+    seen, reach = seen_from(layer, point), reach_of(layer)
     with torch.no_grad():
         weights = [layer.merged(branches=injected)[0] for injected in (False, True)]
     panels = [kernel_map(weight, layer.size, share_set, point) for weight in weights]
@@ -67,18 +91,14 @@ def draw(layer: Layer, title: str, share_set: int, point: tuple[int, int], stem:
         axes, panels, weights, ("trained FC kernel", "after Locality Injection"), strict=True
     ):
         image = axis.imshow(panel, cmap="viridis", vmin=low, vmax=top)
-        stronger = outside_stronger(panel, point, kernel)
+        stronger = outside_stronger(panel, seen)
         for y, x in stronger[:MOST_MARKED]:
             axis.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, ec="red", ls="--", lw=1.5))
-        if kernel:
-            corner = (point[1] - kernel / 2, point[0] - kernel / 2)
-            axis.add_patch(Rectangle(corner, kernel, kernel, fill=False, ec="deepskyblue", lw=2.5))
+        axis.add_collection(LineCollection(outline(seen), colors="deepskyblue", linewidths=2.5), autolim=False)
         axis.add_patch(Rectangle((point[1] - 0.5, point[0] - 0.5), 1, 1, fill=False, ec="magenta", lw=2.5))
-        near = locality_profile(weight, layer.size)[max(kernel // 2, 1)]
-        outside = f"\n{len(stronger)} points outside the box exceed some inside" if kernel else ""
-        axis.set_title(
-            f"{name}\n{100 * near:.1f} % of |weight| within distance {max(kernel // 2, 1)}{outside}", fontsize=10
-        )
+        near = locality_profile(weight, layer.size)[reach]
+        outside = f"\n{len(stronger)} points outside the blue cells exceed some inside" if seen.any() else ""
+        axis.set_title(f"{name}\n{100 * near:.1f} % of |weight| within distance {reach}{outside}", fontsize=10)
         axis.set_xticks([])
         axis.set_yticks([])
     figure.colorbar(image, ax=axes, shrink=0.8, label="log(|w| / min |W|)")

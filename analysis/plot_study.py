@@ -23,6 +23,7 @@ from cells import differing_settings, ordered, standard_error
 from figures import save
 from table_parts import emit, listed
 
+from repmlp import branches
 from repmlp.runs.key import branch_label, cell_key
 from repmlp.runs.record import load_records
 
@@ -53,7 +54,7 @@ def cells(records: pd.DataFrame) -> tuple[pd.DataFrame, str]:
         cell=[cell_key(config) for config in records["config"]],
         setting=[(tuple(map(ordered, row)), text) for row, text in zip(differing[axis].to_numpy(), raw, strict=True)],
         words=["\n".join(map(plain, row)) for row in differing[axis].to_numpy()],
-        order=[(len(kernels), *kernels) for kernels in records["kernels"]],
+        order=[branches.order(kernels) for kernels in records["kernels"]],
     )
     rows = []
     for (model, setting), place in placed.groupby(["model", "setting"], sort=True):

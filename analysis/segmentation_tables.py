@@ -14,7 +14,7 @@ import timm
 import torch
 from table_parts import listed, mean_std, read_paper
 
-from repmlp import build_model
+from repmlp import branches, build_model
 from repmlp.cost import count_macs, count_params
 from repmlp.runs.key import branch_label, cell_key, determining
 
@@ -140,7 +140,7 @@ def study_table(records: pd.DataFrame) -> pd.DataFrame:
     Columns for tile and start are there where rows differ in them.
     """
     records = with_setup(records)
-    records["order"] = [(len(k), tuple(k)) for k in records["kernels"]]
+    records["order"] = [branches.order(k) for k in records["kernels"]]
     records["cell"] = [cell_key(config) for config in records["config"]]
     classes = list(dict.fromkeys(name for by_class in records["class_iou_pct"] for name in by_class))
     differing = [name for name in ("tile", "start") if len(set(records[name]) - {"-"}) > 1]

@@ -14,9 +14,10 @@ and combinations ("1x3d2", "5s", "3d2s").
 
 from __future__ import annotations
 
+import dataclasses
 import numbers
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 PATTERN = re.compile(r"(?P<height>\d+)(?:x(?P<width>\d+))?(?:d(?P<dilation>\d+))?(?P<shuffled>s)?")
@@ -66,6 +67,26 @@ class BranchSpec:
         """Return the zero padding of each side, with which the map keeps its size."""
         return tuple(self.dilation * (side // 2) for side in self.shape)
 
+    def fits(self, size: Sequence[int]) -> bool:
+        """Say whether the branch is of use on a map of size (h, w), or a sequence (n,).
+
+        It is not where, along a side, its dilation leaves no tap but the middle one on the map. Nothing else counts:
+        the outer taps of a larger kernel may lie off the map, and so may all neighbours of an undilated one where the
+        map is one cell high or wide, because published networks have 3x3 branches on maps of one cell.
+        """
+        sides = zip(self.shape[-len(size) :], size, strict=True)
+        return self.dilation == 1 or all(side == 1 or self.dilation < length for side, length in sides)
+
+    def along_sequence(self) -> BranchSpec:
+        """Return the branch as it works on a sequence, where k and 1xk both mean k taps along it: always as k.
+
+        Raises ValueError for another shape.
+        """
+        height, width = self.shape
+        if height not in (1, width):
+            raise ValueError(f"branch {self.label} on a sequence, which has one dimension: use k for k taps along it")
+        return dataclasses.replace(self, shape=(width, width))
+
     @property
     def order(self) -> tuple:
         """Return what branches are sorted by: on the map itself first, then by taps and by how far they reach."""
@@ -90,24 +111,53 @@ def parse(branch: BranchSpec | int | str) -> BranchSpec:
     )
 
 
-def parse_all(branches: Iterable[BranchSpec | int | str]) -> tuple[BranchSpec, ...]:
-    """Read a set of branches, sorted; ValueError for one that is none, or is there twice."""
+def parse_all(branches: Iterable[BranchSpec | int | str], size: Sequence[int] | None = None) -> tuple[BranchSpec, ...]:
+    """Read a set of branches, sorted.
+
+    size: of the map that they work on, (h, w), or (n,) for a sequence (see BranchSpec.along_sequence); None where it
+    does not matter.
+    Raises ValueError for one that is none, is there twice, or is of no use on the map (see BranchSpec.fits).
+    """
     if isinstance(branches, (str, numbers.Number)):
         raise ValueError(f"kernels={branches!r}: use a list, e.g. [1,3], and [] for none")
     branches = tuple(branches)
     try:
         specs = [parse(branch) for branch in branches]
+        if size is not None and len(size) == 1:
+            specs = [spec.along_sequence() for spec in specs]
     except ValueError as error:
         raise ValueError(f"kernels={list(branches)}: {error}") from None
     for spec in specs:
         if specs.count(spec) > 1:
             raise ValueError(f"kernels={list(branches)}: the branch {spec.label} stands there twice")
+        if size is not None and not spec.fits(size):
+            shortest = min(n for side, n in zip(spec.shape[-len(size) :], size, strict=True) if side > 1)
+            raise ValueError(
+                f"kernels={list(branches)}: of the branch {spec.label} only middle taps ever lie on a map of "
+                f"{'x'.join(map(str, size))}; use a dilation below {max(shortest, 2)}"
+            )
     return tuple(sorted(specs, key=lambda spec: spec.order))
+
+
+def check_published(branches: Iterable[BranchSpec | int | str]) -> None:
+    """Raise ValueError for a branch that the published code lacks: it has undilated squares on the map itself."""
+    for spec in parse_all(branches):
+        if not isinstance(spec.value, int):
+            raise ValueError(
+                f"a net with the branch {spec.label} cannot be written: the authors' code has plain square ones only; "
+                "write the merged net"
+            )
 
 
 def values(branches: Iterable[BranchSpec | int | str]) -> list[int | str]:
     """Return a set of branches as configurations, keys and files spell it, sorted."""
     return [spec.value for spec in parse_all(branches)]
+
+
+def order(branches: Iterable[BranchSpec | int | str]) -> tuple:
+    """Return what sets of branches are sorted by in tables and figures: few branches first."""
+    specs = parse_all(branches)
+    return len(specs), tuple(spec.order for spec in specs)
 
 
 def label(branches: Iterable[BranchSpec | int | str]) -> str:

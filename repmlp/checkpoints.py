@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from repmlp.layers import check_kernels
+from repmlp.branches import check_published, parse_all, values
 from repmlp.models.repmlpnet import RepMLPNet, checkpoint_filter_fn
 
 # One row a layer: our name, the authors', mmpretrain's. # is a number; the numbers of a row are the same, in order.
@@ -53,10 +53,15 @@ _FORMATS: dict[str, dict[str, str]] = {
     "official": {ours: official for ours, official, _ in _NAMES} | {"head": "head"},
     "mmpretrain": {ours: f"backbone.{mmpretrain}" for ours, _, mmpretrain in _NAMES} | {"head": "head.fc"},
     "mmpretrain's backbone alone": {ours: mmpretrain for ours, _, mmpretrain in _NAMES},
-    "repmlp": {ours: ours for ours, _, _ in _NAMES} | {name: name for name in ("downsamples.#.expand", "head")},
+    "repmlp": {ours: ours for ours, _, _ in _NAMES}
+    | {name: name for name in ("downsamples.#.expand", "head")}
+    # the order of a shuffled grid
+    | {name: name for name in ("stages.#.#.block.channel_perceptron.local_perceptron",)},
 }
 _OVERLAPPING = re.compile(r"downsamples\.\d+\.expand\.")
-_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)|(?<=\.repconv)\d+(?=\.)")
+_BRANCH = re.compile(r"\.local_perceptron\.(?:convs|norms)\.(\d[\dxds]*)\.")
+# a number, or a branch of ours ("1x3", "3d2", "3s")
+_NUMBER = re.compile(r"(?<=\.)\d[\dxds]*(?=\.)|(?<=\.repconv)\d+(?=\.)")
 _POINTWISE = re.compile(r"\.(ffn|global_perceptron)\.fc[12]\.weight$")
 # Raw weights first: they are what the published files hold
 _NESTS = ("state_dict", "model", "state_dict_ema", "model_ema")
@@ -113,14 +118,15 @@ def to_official(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
     """Bring weights of any format that `convert` knows into the authors' names and shapes, to use in their code.
 
     Values, dtypes and form (train-time or merged) are unchanged: convert(to_official(s)) equals convert(s).
-    Raises ValueError as `convert` does, and for a net without Global Perceptrons or with overlapping embeddings, which
-    the authors' code has not.
+    Raises ValueError as `convert` does, and for a net without Global Perceptrons, with overlapping embeddings or with
+    branches that are no plain squares, which the authors' code has not.
     """
     converted = convert(state_dict)
     if any(_OVERLAPPING.match(ours) for ours in converted):
         raise ValueError(
             "a net with overlapping embeddings (embed_kernel) cannot be written: the authors' code has 2x2 ones only"
         )
+    check_published({match[1] for ours in converted if (match := _BRANCH.search(ours))})
     if not any(".global_perceptron." in ours for ours in converted):
         raise ValueError("a net without Global Perceptrons cannot be written: every block of the authors' has one")
     return {
@@ -325,15 +331,14 @@ def _arguments(weights: _Weights) -> tuple[dict[str, Any], int]:
                     f"{weights.keys[weight]} has {rows} rows and {positions} columns: the rows should be a multiple"
                 )
         share_sets.append(sets)
-    branches = (re.search(r"\.local_perceptron\.\w+\.(\d+)\.", ours) for ours in weights.keys)
-    kernels = check_kernels(sorted({int(match[1]) for match in branches if match}))
+    branches = (_BRANCH.search(ours) for ours in weights.keys)
     head = [weights.tensors[weights.keys[ours]] for ours in ("head.weight", "head.bias") if ours in weights.keys]
     arguments = {
         "stem_stride": stem_stride,
         "channels": channels,
         "blocks": blocks,
         "share_sets": share_sets,
-        "kernels": list(kernels),
+        "kernels": values({match[1] for match in branches if match}),
         "global_perceptron": weights.format != "repmlp" or any(".global_perceptron." in ours for ours in weights.keys),
         "in_chans": in_chans,
         "num_classes": len(head[0]) if head and head[0].ndim else 0,
@@ -346,10 +351,14 @@ def _arguments(weights: _Weights) -> tuple[dict[str, Any], int]:
 
 def _expected_shapes(arguments: Mapping[str, Any], positions: int) -> dict[str, tuple[int, ...]]:
     """Return name and shape of every tensor that the network has, in its order."""
-    # weights hold h*w alone, so any map of as many positions will do: one row of them, in the last stage
+    # Weights hold h*w alone, so any map of as many positions will do in the last stage: one row of them, or the first
+    # that leaves room for a dilated branch.
+    specs = parse_all(arguments["kernels"])
+    maps = [(h, positions // h) for h in range(1, positions + 1) if positions % h == 0]
+    h, w = next((size for size in maps if all(spec.fits(size) for spec in specs)), maps[0])
     stride = arguments["stem_stride"] * 2 ** (len(arguments["blocks"]) - 1)
     with torch.device("meta"):
-        net = RepMLPNet(img_size=(stride, stride * positions), **arguments)
+        net = RepMLPNet(img_size=(stride * h, stride * w), **arguments)
     return {ours: tuple(tensor.shape) for ours, tensor in net.state_dict().items()}
 
 

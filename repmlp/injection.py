@@ -17,7 +17,8 @@ from timm.layers import PatchEmbed
 from timm.models.mlp_mixer import MixerBlock, ResBlock, SpatialGatingUnit
 from torch import Tensor, nn
 
-from repmlp.layers import LocalPerceptron, check_kernels
+from repmlp.branches import BranchSpec, parse_all
+from repmlp.layers import LocalPerceptron
 from repmlp.reparam import merge_branches
 
 # which child of a known module mixes tokens; any other layer has to be named
@@ -29,9 +30,10 @@ class InjectedLinear(nn.Linear):
 
     Paper: RepMLPNet Sections 3.2 and 5.2; the branches are a Local Perceptron with one share-set.
 
-    size: (h, w) of the patch grid, or (n,) for a sequence, whose branches have kernels (1, k); afterwards the attribute
-    `size` is (h, w), or (1, n). kernels: odd sizes of the branches, e.g. (1, 3). zero_init: start the batch norms'
-    weights at 0, so that the branches add nothing yet. device, dtype: of every parameter.
+    size: (h, w) of the patch grid, or (n,) for a sequence, where a branch k, or "1xk", has k taps along it; afterwards
+    the attribute `size` is (h, w), or (1, n). kernels: branches of any kind, e.g. (1, 3, "3s"), see repmlp.branches.
+    zero_init: start the batch norms' weights at 0, so that the branches add nothing yet. device, dtype: of every
+    parameter.
 
     Weight (h*w, h*w), rows = output positions; bias (h*w,); both under the names that nn.Linear gives them.
     Input and output (..., h*w). The dimension before the last one, if there is one, is taken for the channels.
@@ -43,7 +45,7 @@ class InjectedLinear(nn.Linear):
     def __init__(
         self,
         size: Sequence[int],
-        kernels: Sequence[int] = (1, 3),
+        kernels: Sequence[BranchSpec | int | str] = (1, 3),
         *,
         zero_init: bool = False,
         device: torch.device | str | None = None,
@@ -53,19 +55,19 @@ class InjectedLinear(nn.Linear):
         super().__init__(h * w, h * w, device=device, dtype=dtype)
         self._add_branches(size, kernels, zero_init)
 
-    def _add_branches(self, size: Sequence[int], kernels: Sequence[int], zero_init: bool) -> None:
+    def _add_branches(self, size: Sequence[int], kernels: Sequence[BranchSpec | int | str], zero_init: bool) -> None:
         """Make the branches, on the device and in the dtype and mode of the layer; arguments as for the class."""
         self.size = _as_grid(size)
         with self.weight.device:
-            local = LocalPerceptron(1, _check_branches(kernels), sequence=len(size) == 1)
+            local = LocalPerceptron(1, _check_branches(kernels, size), size)
         if zero_init:
             for norm in local.norms.values():
                 nn.init.zeros_(norm.weight)
         self.local_perceptron = local.to(self.weight.dtype).train(self.training)
 
     @property
-    def kernels(self) -> tuple[int, ...]:
-        """Return the sizes of the branches that are there now: () once merged."""
+    def kernels(self) -> tuple[int | str, ...]:
+        """Return the branches that are there now, as configurations spell them: () once merged."""
         return () if self.local_perceptron is None else self.local_perceptron.kernels
 
     def extra_repr(self) -> str:
@@ -118,7 +120,7 @@ class InjectedLinear(nn.Linear):
 
 def inject_locality(
     model: nn.Module,
-    kernels: Sequence[int] = (1, 3),
+    kernels: Sequence[BranchSpec | int | str] = (1, 3),
     *,
     size: Sequence[int] | None = None,
     layers: str | Sequence[str] | None = None,
@@ -129,7 +131,7 @@ def inject_locality(
 
     Paper: RepMLPNet Sections 3.2 and 5.2. A layer is never chosen by its shape: channel-mixing ones can be square too.
 
-    model: any nn.Module; load pretrained weights first. kernels: odd sizes of the branches.
+    model: any nn.Module; load pretrained weights first. kernels: the branches, of any kind (see repmlp.branches).
     size: (h, w) of the patch grid, or (n,) for a sequence (1-D branches); None to ask the model's timm PatchEmbed.
     layers: dotted names of the layers, or patterns such as "blocks.*.token_mix" (as fnmatch: * matches dots too); None
     for those of timm's ResMLP and gMLP blocks. Their input has to be (..., tokens), tokens in the order (y, x).
@@ -139,15 +141,15 @@ def inject_locality(
 
     Returns the model, whose chosen layers are now InjectedLinear; modules used in several places stay tied.
     Raises ValueError, before anything is changed, where there is no layer to be found, a pattern matches nothing, the
-    grid is unknown, or a chosen layer is no plain square nn.Linear with bias over exactly that grid, has branches
-    already, or shares its weight with another layer.
+    grid is unknown, a branch is of no use on it, or a chosen layer is no plain square nn.Linear with bias over exactly
+    that grid, has branches already, or shares its weight with another layer.
     """
-    _check_branches(kernels)
     if not inplace:
         model = copy.deepcopy(model)
     chosen = _known_layers(model) if layers is None else _named_layers(model, layers)
     size = _patch_grid(model) if size is None else size
     grid = _as_grid(size)
+    specs = _check_branches(kernels, size)
     for name, layer in chosen.items():
         _check_layer(name, layer, grid)
     _check_parameters_unshared(model, chosen)
@@ -155,7 +157,7 @@ def inject_locality(
         # The very same module, of another class from now on, as torch's own parametrizations do: whoever holds it, its
         # parameters or a hook on it (a tied block, an optimizer) still holds the right one.
         layer.__class__ = InjectedLinear
-        layer._add_branches(size, kernels, zero_init)
+        layer._add_branches(size, specs, zero_init)
     return model
 
 
@@ -237,11 +239,14 @@ def _as_grid(size: Sequence[int]) -> tuple[int, int]:
     return (1, numbers[0]) if len(numbers) == 1 else (numbers[0], numbers[1])
 
 
-def _check_branches(kernels: Sequence[int]) -> tuple[int, ...]:
-    """Return the branch kernel sizes, sorted; ValueError for none, or as check_kernels."""
-    if not isinstance(kernels, Sequence) or not kernels:
-        raise ValueError(f"kernels={kernels!r}: give the sizes of one branch or more, e.g. (1, 3)")
-    return check_kernels(kernels)
+def _check_branches(kernels: Sequence[BranchSpec | int | str], size: Sequence[int]) -> tuple[BranchSpec, ...]:
+    """Read the branches beside a layer over a grid (h, w) or a sequence (n,).
+
+    Raises ValueError for none, for what is no branch or there twice, and for one that does not fit the grid.
+    """
+    if isinstance(kernels, str) or not isinstance(kernels, Sequence) or not kernels:
+        raise ValueError(f"kernels={kernels!r}: give the branches, e.g. (1, 3)")
+    return parse_all(kernels, size)
 
 
 def _check_layer(name: str, layer: nn.Module, grid: tuple[int, int]) -> None:

@@ -7,13 +7,15 @@ convolutions beside it; `reparameterize()` adds them into its weight, after whic
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from repmlp.reparam import BatchNormStats, Branch, merge_branches
+from repmlp.branches import BranchSpec, parse_all
+from repmlp.randomness import derive_seed
+from repmlp.reparam import BatchNormStats, Branch, inverse_permutation, merge_branches
 
 
 def batch_norm_stats(norm: nn.modules.batchnorm._BatchNorm) -> BatchNormStats:
@@ -23,56 +25,123 @@ def batch_norm_stats(norm: nn.modules.batchnorm._BatchNorm) -> BatchNormStats:
     return BatchNormStats(norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)
 
 
-def check_kernels(kernels: Sequence[int]) -> tuple[int, ...]:
-    """Return the branch kernel sizes, sorted; ValueError for one that is not positive and odd, or there twice."""
-    kernels = tuple(kernels)
-    for k in kernels:
-        if isinstance(k, bool) or not isinstance(k, int) or k < 1 or k % 2 == 0:
-            raise ValueError(f"kernels={list(kernels)}: {k!r} is not a positive odd number (use 1, 3, 5, ...)")
-    if len(set(kernels)) != len(kernels):
-        raise ValueError(f"kernels={list(kernels)}: the same size stands there twice")
-    return tuple(sorted(kernels))
-
-
 class LocalPerceptron(nn.Module):
     """Parallel depth-wise convolutions, each followed by a batch norm, summed.
 
-    Paper: RepMLPNet Section 4, "Local Perceptron". S channels each, on the interleaved view of the map: channel c of
-    the map is convolved with kernel c mod S, and the batch norm pools over the channels of a set.
+    Paper: RepMLPNet Section 4, "Local Perceptron"; dilated, one-row and shuffled branches (see repmlp.branches) are
+    ours. S channels each, on the interleaved view of the map: channel c of the map is convolved with kernel c mod S,
+    and the batch norm pools over the channels of a set.
 
-    share_sets: S, has to divide the channels. kernels: odd sizes k, e.g. (1, 3).
-    sequence: the map is a sequence, (N, C, 1, n), and the kernels are (1, k) instead of (k, k).
-    Input and output (N, C, h, w).
+    Shuffled branches see the map in the order of the buffer `permutation` (h*w,), int64, and put their output back. It
+    is drawn for the size of the map from the seed that torch was given last: one for all layers of a net with that
+    size, and without touching the random numbers that weights start from, which are those of the same net with plain
+    branches. It is saved and loaded with the weights.
+
+    share_sets: S, has to divide the channels. kernels: branches, e.g. (1, 3, "1x3", "3d2", "3s").
+    size: (h, w) of the map, or (n,) for a sequence, where a branch k or "1xk" has k taps along it; afterwards the
+    attribute `size` is (h, w), or (1, n). None lets maps of any size through, but takes no shuffled branch.
+    Input and output (N, C, h, w), of a sequence (N, C, 1, n).
+    Raises ValueError for what is no branch, there twice, of no use on the map (BranchSpec.fits) or shuffled without a
+    size, and in forward() for shuffled branches on a map of another size.
     """
 
-    def __init__(self, share_sets: int, kernels: Sequence[int] = (1, 3), *, sequence: bool = False):
+    def __init__(
+        self,
+        share_sets: int,
+        kernels: Iterable[BranchSpec | int | str] = (1, 3),
+        size: Sequence[int] | None = None,
+    ):
         super().__init__()
         self.share_sets = share_sets
-        self.kernels = check_kernels(kernels)
-        self.convs = nn.ModuleDict()
-        for k in self.kernels:
-            taps = (1, k) if sequence else (k, k)
-            padding = (taps[0] // 2, taps[1] // 2)
-            self.convs[str(k)] = nn.Conv2d(share_sets, share_sets, taps, padding=padding, groups=share_sets, bias=False)
-        self.norms = nn.ModuleDict({str(k): nn.BatchNorm2d(share_sets) for k in self.kernels})
+        self.specs = parse_all(kernels, size)
+        sequence = size is not None and len(size) == 1
+        self.size = None if size is None else (1, int(size[0])) if sequence else (int(size[0]), int(size[1]))
+        shuffled = [spec for spec in self.specs if spec.shuffled]
+        if shuffled and size is None:
+            raise ValueError(f"branch {shuffled[0].label}: a shuffled grid needs the size of the map, size=(h, w)")
+        # Drawn as if nothing were shuffled, so that "3s" starts from the values that 3 would have.
+        convs = {}
+        for spec in sorted(self.specs, key=lambda spec: (spec.order[1:], spec.shuffled)):
+            # a sequence is a map one cell high
+            shape, padding = ((1, spec.shape[1]), (0, spec.padding[1])) if sequence else (spec.shape, spec.padding)
+            convs[spec] = nn.Conv2d(
+                share_sets, share_sets, shape, padding=padding, dilation=spec.dilation, groups=share_sets, bias=False
+            )
+        self.convs = nn.ModuleDict({str(spec.value): convs[spec] for spec in self.specs})
+        self.norms = nn.ModuleDict({key: nn.BatchNorm2d(share_sets) for key in self.convs})
+        order = torch.empty(self.size[0] * self.size[1], dtype=torch.int64) if shuffled else None
+        self.register_buffer("permutation", order)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the order of the shuffled grid, the one thing here that belongs to no convolution or batch norm."""
+        if self.permutation is not None:
+            generator = torch.Generator().manual_seed(derive_seed(torch.initial_seed(), "shuffled grid", *self.size))
+            self.permutation.copy_(torch.randperm(len(self.permutation), generator=generator, device="cpu"))
+
+    @property
+    def kernels(self) -> tuple[int | str, ...]:
+        """Return the branches as configurations spell them, sorted."""
+        return tuple(spec.value for spec in self.specs)
 
     def forward(self, x: Tensor) -> Tensor:
         n, c, h, w = x.shape
+        if self.permutation is not None:
+            if (h, w) != self.size:
+                raise ValueError(f"got maps of size {(h, w)}: the shuffled grid of these branches has size {self.size}")
+            shuffled, back = self._reordered(x, self.permutation), inverse_permutation(self.permutation)
         # Convolving C channels with repeated kernels is the same as S channels with a C/S times larger batch. On a CPU
         # it took 24 ms where one channel and a batch of 32768 took 1700 ms (forward and backward).
         out = 0
-        for k, conv in self.convs.items():
+        for spec in self.specs:
+            conv, norm = self.convs[str(spec.value)], self.norms[str(spec.value)]
             kernel = conv.weight.repeat(c // self.share_sets, 1, 1, 1)
-            y = F.conv2d(x, kernel, padding=conv.padding, groups=c)
+            source = shuffled if spec.shuffled else x
+            y = F.conv2d(source, kernel, padding=conv.padding, dilation=conv.dilation, groups=c)
+            if spec.shuffled:
+                y = self._reordered(y, back)
             # (N, C, h, w) -> (N*C/S, S, h, w)
-            y = self.norms[k](y.reshape(-1, self.share_sets, h, w))
-            out = out + y
+            out = out + norm(y.reshape(-1, self.share_sets, h, w))
         # (N*C/S, S, h, w) -> (N, C, h, w)
         return out.reshape(n, c, h, w)
 
+    @staticmethod
+    def _reordered(x: Tensor, order: Tensor) -> Tensor:
+        """Put the positions of maps in another order: (N, C, h, w) -> (N, C, h, w), channels-last in memory."""
+        # (N, C, h, w) -> (N, h*w, C), a view of a channels-last map -> (N, C, h, w)
+        return x.flatten(2).transpose(1, 2).index_select(1, order).transpose(1, 2).unflatten(2, x.shape[2:])
+
     def branches(self) -> list[Branch]:
-        """Return the convolutions as plain tensors, ready for `inject.merge_branches`."""
-        return [Branch(conv.weight, None, batch_norm_stats(self.norms[k])) for k, conv in self.convs.items()]
+        """Return the convolutions as plain tensors, ready for `merge_branches`."""
+        found = []
+        for spec in self.specs:
+            conv, norm = self.convs[str(spec.value)], self.norms[str(spec.value)]
+            order = self.permutation if spec.shuffled else None
+            found.append(Branch(conv.weight, None, batch_norm_stats(norm), spec.dilation, order))
+        return found
+
+    @torch.no_grad()
+    def taps(self, point: tuple[int, int]) -> Tensor:
+        """Say which cells of the input map the branches see from one output point: bool (h, w), on the CPU.
+
+        point: (y, x), counted from 0.
+        Raises ValueError where the point lies outside the map, or the map's size was not given.
+        """
+        if self.size is None or not all(0 <= at < length for at, length in zip(point, self.size, strict=True)):
+            raise ValueError(f"point {tuple(point)} lies outside the map of size {self.size} (counted from 0)")
+        spot = torch.zeros(1, 1, *self.size, device="cpu")
+        spot[0, 0, point[0], point[1]] = 1
+        order = None if self.permutation is None else self.permutation.cpu()
+        seen = torch.zeros_like(spot, dtype=torch.bool)
+        for spec in self.specs:
+            conv = self.convs[str(spec.value)]
+            # the taps lie symmetrically, so a kernel of ones spreads the point to the cells that it sees
+            ones = torch.ones(1, 1, *conv.kernel_size, device="cpu")
+            x = self._reordered(spot, order) if spec.shuffled else spot
+            y = F.conv2d(x, ones, padding=conv.padding, dilation=conv.dilation)
+            seen |= (self._reordered(y, inverse_permutation(order)) if spec.shuffled else y) > 0
+        # (1, 1, h, w) -> (h, w)
+        return seen[0, 0]
 
 
 class SetSharingFC(nn.Module):
@@ -81,20 +150,20 @@ class SetSharingFC(nn.Module):
     Paper: RepMLPNet Section 4, "Channel Perceptron" (FC3 and its batch norm) and "Local Perceptron". Channel c uses
     share-set c mod S: channels are interleaved, which published checkpoints rely on.
 
-    size: (h, w). share_sets: S, has to divide the channels. kernels: sizes of the branches, () for none.
+    size: (h, w). share_sets: S, has to divide the channels. kernels: the branches, see LocalPerceptron; () for none.
     bias: an FC bias of its own (ResMLP has one). norm: a batch norm with S channels after the FC (RepMLPNet has one).
     inference_mode: build the merged form (weight and bias only), to load merged weights into.
 
     Weight (S, h*w, h*w), rows = output positions; bias (S, h*w). Input and output (N, C, h, w).
-    Raises ValueError in the constructor for a kernel that is even, negative or there twice, in forward() for channels
-    that S does not divide or maps of another size.
+    Raises ValueError in the constructor for kernels that are no branches, there twice, or do not fit the map (see
+    LocalPerceptron), in forward() for channels that S does not divide or maps of another size.
     """
 
     def __init__(
         self,
         size: tuple[int, int],
         share_sets: int = 1,
-        kernels: Sequence[int] = (),
+        kernels: Iterable[BranchSpec | int | str] = (),
         *,
         bias: bool = False,
         norm: bool = True,
@@ -103,8 +172,8 @@ class SetSharingFC(nn.Module):
         super().__init__()
         if share_sets < 1:
             raise ValueError(f"share_sets={share_sets}: there has to be at least one share-set")
-        kernels = check_kernels(kernels)
         self.size = (int(size[0]), int(size[1]))
+        specs = parse_all(kernels, self.size)
         self.share_sets = share_sets
         positions = self.size[0] * self.size[1]
         self.weight = nn.Parameter(torch.empty(share_sets, positions, positions))
@@ -113,7 +182,7 @@ class SetSharingFC(nn.Module):
         else:
             self.register_parameter("bias", None)
         self.norm = nn.BatchNorm2d(share_sets) if norm and not inference_mode else None
-        self.local_perceptron = LocalPerceptron(share_sets, kernels) if kernels and not inference_mode else None
+        self.local_perceptron = LocalPerceptron(share_sets, specs, self.size) if specs and not inference_mode else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -124,8 +193,8 @@ class SetSharingFC(nn.Module):
             nn.init.uniform_(self.bias, -bound, bound)
 
     @property
-    def kernels(self) -> tuple[int, ...]:
-        """Return the sizes of the branches that are there now: () once merged."""
+    def kernels(self) -> tuple[int | str, ...]:
+        """Return the branches that are there now, as configurations spell them: () once merged."""
         return () if self.local_perceptron is None else self.local_perceptron.kernels
 
     def extra_repr(self) -> str:
@@ -236,10 +305,11 @@ class RepMLPBlock(nn.Module):
     Global Perceptron pools over the whole map. A map that is no whole number of tiles is padded with zeros at the
     bottom and right, and cropped back; the Global Perceptron never sees the padding.
 
-    channels: C. size: (h, w) of a partition. share_sets: S, divides C. kernels: branch sizes, () for none.
+    channels: C. size: (h, w) of a partition. share_sets: S, divides C. kernels: the branches, see LocalPerceptron; ()
+    for none. A shuffled one permutes the positions of each partition.
     global_perceptron: whether there is one. inference_mode: build the merged form.
     Input and output (N, C, H, W), any H and W.
-    Raises ValueError where S does not divide C, or a kernel is even, negative or there twice.
+    Raises ValueError where S does not divide C, and for kernels that are no branches, there twice or do not fit.
     """
 
     def __init__(
@@ -247,7 +317,7 @@ class RepMLPBlock(nn.Module):
         channels: int,
         size: tuple[int, int],
         share_sets: int = 1,
-        kernels: Sequence[int] = (1, 3),
+        kernels: Iterable[BranchSpec | int | str] = (1, 3),
         *,
         global_perceptron: bool = True,
         inference_mode: bool = False,

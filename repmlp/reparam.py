@@ -3,6 +3,10 @@
 Paper: RepMLPNet (arXiv 2112.11081), Section 3 and Equations 12-14. Nothing here knows a module class. A fully-connected
 layer over an h x w map is a stack of matrices, one per group: (G, O/G*h*w, I/G*h*w), rows = output positions, columns =
 input positions, both in the order (channel within the group, y, x). A sequence of length n is a map of size (n,).
+
+A convolution on a shuffled grid sees the map in another order of its positions, and its output is put back into the
+map's own: y = unshuffle(conv(shuffle(x))), with shuffle(x)[i] = x[permutation[i]]. Its matrix is the convolution's with
+rows and columns permuted, W'[permutation[i], permutation[j]] = W[i, j].
 """
 
 from __future__ import annotations
@@ -37,11 +41,18 @@ class BatchNormStats(NamedTuple):
 
 
 class Branch(NamedTuple):
-    """One convolution beside a fully-connected layer: kernel (O, I/groups, kh, kw) or (O, I/groups, k), bias (O,)."""
+    """One "same"-padded convolution beside a fully-connected layer.
+
+    kernel: (O, I/groups, kh, kw) or (O, I/groups, k), odd sides. bias: (O,). norm: O channels. dilation: cells from one
+    tap to the next, one number for all sides or one a side. permutation: int64 (h*w,), the order of positions in which
+    it sees the map; None for the map's own.
+    """
 
     kernel: Tensor
     bias: Tensor | None = None
     norm: BatchNormStats | None = None
+    dilation: int | Sequence[int] = 1
+    permutation: Tensor | None = None
 
 
 def fuse_bn(
@@ -67,19 +78,28 @@ def fuse_bn(
     return kernel * scale.reshape(-1, *[1] * (kernel.ndim - 1)), bias * scale + shift
 
 
-def conv_to_fc(kernel: Tensor, size: Sequence[int], padding: Sequence[int] | None = None, groups: int = 1) -> Tensor:
+def conv_to_fc(
+    kernel: Tensor,
+    size: Sequence[int],
+    padding: Sequence[int] | None = None,
+    groups: int = 1,
+    dilation: int | Sequence[int] = 1,
+    permutation: Tensor | None = None,
+) -> Tensor:
     """Write a stride-1 convolution on an h x w map as a block-diagonal matrix.
 
     Paper: RepMLPNet Eq. 12, there derived by convolving an identity matrix; here built tap by tap (each tap of the
     kernel is a constant on one diagonal of each block), which is the same matrix without the h*w images.
 
     kernel: (O, I/groups, kh, kw), or (O, I/groups, k) with a `size` of one number.
-    size: (h, w) or (n,). padding: per side, one number a dimension; None for "same".
+    size: (h, w) or (n,). padding: per side, one number a dimension; None for "same", dilation * (k // 2).
+    dilation: cells from one tap to the next, one number or one a dimension. permutation: int64 (h*w,), for a shuffled
+    grid (see the module); None for the map's own order.
     Returns (groups, O/groups*h*w, I/groups*h*w), rows = output positions; differentiable in `kernel`, twice too.
-    Raises ValueError where the output map would not be h x w, or the shapes do not fit.
+    Raises ValueError where the output map would not be h x w, the shapes do not fit, or `permutation` is none.
     """
-    kernel, (h, w), padding = _as_2d(kernel, size, padding, groups)
-    return _ConvToFC.apply(kernel, (h, w), padding, groups)
+    conv = _checked(kernel, size, padding, groups, dilation, permutation)
+    return _ConvToFC.apply(conv.kernel, conv.offsets, conv.permutation, _as_hw(size), groups)
 
 
 def merge_branches(
@@ -97,12 +117,13 @@ def merge_branches(
     repeated h*w times onto the bias. Arithmetic in float64, rounded once to the dtype of `weight`.
 
     weight: (G, O/G*h*w, I/G*h*w); bias: (G, O/G*h*w) or None. norm: the layer's own batch norm, O channels, or None.
-    branches: "same"-padded convolutions with G groups and O output channels. size: (h, w) or (n,).
+    branches: "same"-padded convolutions with G groups and O output channels, see Branch. size: (h, w) or (n,).
     groups: G, to say it explicitly; a weight with another number of groups is refused.
     out: where the merged weight goes, contiguous; may be `weight` itself, which saves the memory of a second one.
     Returns weight and bias of the merged layer, same shapes. Where gradients are wanted the result is differentiable
     in every argument; otherwise it is computed by blocks of rows, so that float64 costs little memory.
-    Raises ValueError for an even kernel, shapes that do not fit, or an `out` where gradients are wanted.
+    Raises ValueError for an even kernel, shapes that do not fit, a permutation that is none, or an `out` where
+    gradients are wanted.
     """
     positions = _positions(size)
     if groups is not None and weight.shape[0] != groups:
@@ -122,25 +143,25 @@ def merge_branches(
         scale = scale.view(groups, out_per_group).repeat_interleave(positions, dim=1)
         new_bias = new_bias * scale + shift.view(groups, out_per_group).repeat_interleave(positions, dim=1)
 
-    fused: list[tuple[Tensor, tuple[int, int]]] = []
+    fused: list[_Conv] = []
     for branch in branches:
         kernel, conv_bias = fuse_bn(branch.kernel, branch.bias, branch.norm, wide)
-        kernel, (h, w), padding = _as_2d(kernel, size, None, groups)
+        conv = _checked(kernel, size, None, groups, branch.dilation, branch.permutation)
         if kernel.shape[:2] != (groups * out_per_group, in_per_group):
             raise ValueError(
                 f"a kernel of shape {tuple(branch.kernel.shape)} does not fit a layer with {groups} groups of "
                 f"{in_per_group} -> {out_per_group} channels"
             )
-        fused.append((kernel, padding))
+        fused.append(conv)
         new_bias = new_bias + conv_bias.view(groups, out_per_group).repeat_interleave(positions, dim=1)
 
     h, w = _as_hw(size)
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (weight, new_bias, *(k for k, _ in fused))):
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (weight, new_bias, *(conv.kernel for conv in fused))):
         if out is not None:
             raise ValueError("a merged weight that is to be differentiated cannot be written into out")
         new_weight = weight.to(wide) if scale is None else weight.to(wide) * scale.unsqueeze(-1)
-        for kernel, padding in fused:
-            new_weight = new_weight + _ConvToFC.apply(kernel, (h, w), padding, groups)
+        for conv in fused:
+            new_weight = new_weight + _ConvToFC.apply(conv.kernel, conv.offsets, conv.permutation, (h, w), groups)
         return new_weight.to(weight.dtype), new_bias.to(weight.dtype)
 
     new_weight = torch.empty_like(weight, memory_format=torch.contiguous_format) if out is None else out.detach()
@@ -150,11 +171,14 @@ def merge_branches(
     source, target = weight.detach().reshape(shape), new_weight.view(shape)
     step = max(1, _BLOCK_ELEMENTS // (weight.numel() // h))
     for y in range(0, h, step):
-        block = source[:, :, y : y + step].to(wide, copy=True)
+        block = source[:, :, y : y + step].to(wide, copy=True, memory_format=torch.contiguous_format)
         if scale is not None:
             block *= scale.view(groups, out_per_group, h, w)[:, :, y : y + step, :, None, None, None]
-        for kernel, padding in fused:
-            for diagonal, tap in _taps(block, kernel, padding, groups, first_row=y):
+        for conv in fused:
+            if conv.permutation is not None:
+                _add_shuffled(block, conv.kernel, conv.offsets, conv.permutation, first_row=y)
+                continue
+            for diagonal, tap in _taps(block, conv.kernel, conv.offsets, first_row=y):
                 diagonal += tap
         target[:, :, y : y + step] = block  # the only rows of the source that they were made of
     return new_weight, new_bias.to(weight.dtype)
@@ -163,31 +187,59 @@ def merge_branches(
 _BLOCK_ELEMENTS = 2**20  # float64 elements held at once while merging: 8 MiB
 
 
+class _Conv(NamedTuple):
+    """A convolution whose geometry has been checked: kernel (O, I/G, kh, kw); the rest as _ConvToFC takes it."""
+
+    kernel: Tensor
+    offsets: tuple[tuple[int, int], ...]
+    permutation: Tensor | None
+
+
 class _ConvToFC(torch.autograd.Function):
     """Fill the diagonals in place; the gradient of a tap is the sum of its diagonal.
 
     A Function of its own because autograd would otherwise keep a copy of the whole matrix for every tap.
+
+    kernel: (O, I/G, kh, kw). offsets: (dy, dx) from the output to the input of each of the kh*kw taps. permutation:
+    int64 (h*w,), or None for the map's own order. size: (h, w).
     """
 
     @staticmethod
-    def forward(ctx, kernel: Tensor, size: tuple[int, int], padding: tuple[int, int], groups: int) -> Tensor:
-        ctx.geometry = (kernel.shape, size, padding, groups)
+    def forward(
+        ctx,
+        kernel: Tensor,
+        offsets: tuple[tuple[int, int], ...],
+        permutation: Tensor | None,
+        size: tuple[int, int],
+        groups: int,
+    ) -> Tensor:
+        ctx.geometry = (kernel.shape, offsets, size, groups)
+        ctx.save_for_backward(permutation)
         (out_channels, in_per_group, _, _), (h, w) = kernel.shape, size
         out_per_group = out_channels // groups
         matrix = _zeros((groups, out_per_group, h, w, in_per_group, h, w), kernel)
-        for diagonal, tap in _taps(matrix, kernel, padding, groups):
-            diagonal.copy_(tap.expand_as(diagonal))
+        if permutation is None:
+            for diagonal, tap in _taps(matrix, kernel, offsets):
+                diagonal.copy_(tap.expand_as(diagonal))
+        else:
+            _add_shuffled(matrix, kernel, offsets, permutation)
         # (G, O/G, h, w, I/G, h, w) -> (G, O/G*h*w, I/G*h*w)
         return matrix.view(groups, out_per_group * h * w, in_per_group * h * w)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        (out_channels, in_per_group, kh, kw), (h, w), padding, groups = ctx.geometry
+        shape, offsets, (h, w), groups = ctx.geometry
+        (permutation,) = ctx.saved_tensors
         # (G, O/G*h*w, I/G*h*w) -> (G, O/G, h, w, I/G, h, w)
-        grad = grad.reshape(groups, out_channels // groups, h, w, in_per_group, h, w)
-        taps = [_diagonal(grad, a - padding[0], b - padding[1]).sum(dim=(-2, -1)) for a in range(kh) for b in range(kw)]
-        # kh*kw of (G, O/G, I/G) -> (O, I/G, kh, kw)
-        return torch.stack(taps, dim=-1).reshape(out_channels, in_per_group, kh, kw), None, None, None
+        grad = grad.reshape(groups, shape[0] // groups, h, w, shape[1], h, w)
+        if permutation is None:
+            taps = torch.stack([_diagonal(grad, *offset).sum(dim=(-2, -1)) for offset in offsets], dim=-1)
+        else:
+            rows, columns, valid = _entries(permutation, (h, w), offsets)
+            # (h*w, kh*kw, G, O/G, I/G) -> (G, O/G, I/G, kh*kw)
+            taps = (_by_position(grad)[rows, columns] * valid[..., None, None, None]).sum(dim=0).movedim(0, -1)
+        # (G, O/G, I/G, kh*kw) -> (O, I/G, kh, kw)
+        return taps.reshape(shape), None, None, None, None
 
 
 def _zeros(shape: Sequence[int], like: Tensor) -> Tensor:
@@ -196,26 +248,67 @@ def _zeros(shape: Sequence[int], like: Tensor) -> Tensor:
     The system hands out memory that it has cleared. torch.zeros writes the zeros once more, which was nearly half of
     the time of conv_to_fc on a 64x64 map.
     """
-    traced = type(like) not in (Tensor, nn.Parameter) or torch.compiler.is_compiling() or torch.jit.is_tracing()
-    if like.device.type != "cpu" or traced:
+    if like.device.type != "cpu" or _traced(like):
         return like.new_zeros(shape)
     # in bytes, because numpy has no bfloat16
     return torch.from_numpy(np.zeros(math.prod(shape) * like.element_size(), np.uint8)).view(like.dtype).view(*shape)
 
 
 def _taps(
-    matrix: Tensor, kernel: Tensor, padding: tuple[int, int], groups: int, first_row: int = 0
+    matrix: Tensor, kernel: Tensor, offsets: Sequence[tuple[int, int]], first_row: int = 0
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield, for each tap of the kernel, the view of `matrix` that it fills and its values, ready to broadcast.
 
     matrix: (G, O/G, rows, w, I/G, h, w), where rows = the output rows y from `first_row` on; kernel: (O, I/G, kh, kw).
     """
-    _, _, kh, kw = kernel.shape
-    # (O, I/G, kh, kw) -> (G, O/G, I/G, 1, 1, kh, kw)
-    kernel = kernel.reshape(groups, -1, kernel.shape[1], 1, 1, kh, kw)
-    for a in range(kh):
-        for b in range(kw):
-            yield _diagonal(matrix, a - padding[0] + first_row, b - padding[1]), kernel[..., a, b]
+    # (O, I/G, kh, kw) -> (G, O/G, I/G, 1, 1, kh*kw)
+    kernel = kernel.reshape(matrix.shape[0], -1, kernel.shape[1], 1, 1, len(offsets))
+    for tap, (dy, dx) in enumerate(offsets):
+        yield _diagonal(matrix, dy + first_row, dx), kernel[..., tap]
+
+
+def _add_shuffled(
+    matrix: Tensor, kernel: Tensor, offsets: Sequence[tuple[int, int]], permutation: Tensor, first_row: int = 0
+) -> None:
+    """Add a convolution on a shuffled grid into a matrix, in place; arguments as for _taps, permutation (h*w,)."""
+    g, out_per_group, rows, _, in_per_group, h, w = matrix.shape
+    outputs, inputs, valid = _entries(permutation, (h, w), offsets, first_row, rows)
+    # (O, I/G, kh, kw) -> (G, O/G, I/G, kh*kw) -> (kh*kw, G, O/G, I/G)
+    taps = kernel.reshape(g, out_per_group, in_per_group, len(offsets)).movedim(-1, 0)
+    # (rows*w, kh*kw, 1, 1, 1), (kh*kw, G, O/G, I/G) -> (rows*w, kh*kw, G, O/G, I/G): 0 where a tap lies off the grid
+    values = torch.where(valid[..., None, None, None], taps, taps.new_zeros(()))
+    _by_position(matrix).index_put_((outputs, inputs), values, accumulate=True)
+
+
+def _entries(
+    permutation: Tensor, size: tuple[int, int], offsets: Sequence[tuple[int, int]], first_row: int = 0, rows: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Find the inputs that the outputs of some rows of the map see through each tap on the shuffled grid.
+
+    rows: how many rows from `first_row` on; 0 for all.
+    Returns the outputs (rows*w, 1), counted from the first; the inputs (rows*w, taps); and whether the tap lies on the
+    grid (rows*w, taps), where it does not the input is one at the border. Shapes depend on no tensor's values.
+    """
+    (h, w), device = size, permutation.device
+    rows = rows or h
+    # where the outputs stand on the shuffled grid
+    place = inverse_permutation(permutation)[first_row * w : (first_row + rows) * w].unsqueeze(1)
+    steps = torch.tensor(offsets, dtype=torch.int64, device=device)
+    y, x = place // w + steps[:, 0], place % w + steps[:, 1]
+    valid = (y >= 0) & (y < h) & (x >= 0) & (x < w)
+    inputs = permutation[y.clamp(0, h - 1) * w + x.clamp(0, w - 1)]
+    return torch.arange(rows * w, device=device).unsqueeze(1), inputs, valid
+
+
+def inverse_permutation(permutation: Tensor) -> Tensor:
+    """Return the permutation that undoes another: (n,) -> (n,)."""
+    places = torch.arange(permutation.numel(), device=permutation.device)
+    return torch.empty_like(permutation).scatter_(0, permutation, places)
+
+
+def _by_position(matrix: Tensor) -> Tensor:
+    """View (G, O/G, rows, w, I/G, h, w) as (rows*w, h*w, G, O/G, I/G): by output and input position."""
+    return matrix.flatten(5, 6).flatten(2, 3).permute(2, 4, 0, 1, 3)
 
 
 def _diagonal(matrix: Tensor, dy: int, dx: int) -> Tensor:
@@ -234,24 +327,53 @@ def _as_hw(size: Sequence[int]) -> tuple[int, int]:
     return (1, size[0]) if len(size) == 1 else (size[0], size[1])
 
 
-def _as_2d(
-    kernel: Tensor, size: Sequence[int], padding: Sequence[int] | None, groups: int
-) -> tuple[Tensor, tuple[int, int], tuple[int, int]]:
-    """Check the geometry and give a sequence a height of 1."""
+def _checked(
+    kernel: Tensor,
+    size: Sequence[int],
+    padding: Sequence[int] | None,
+    groups: int,
+    dilation: int | Sequence[int],
+    permutation: Tensor | None,
+) -> _Conv:
+    """Check the geometry of a convolution, give a sequence a height of 1, and say where its taps lie."""
     dims = len(size)
-    h, w = _as_hw(size)
+    positions = _positions(size)
     if kernel.ndim != dims + 2:
         raise ValueError(f"a map size of {dims} numbers needs a kernel of {dims + 2} dimensions, got {kernel.ndim}")
     if groups < 1 or kernel.shape[0] % groups:
         raise ValueError(f"{kernel.shape[0]} output channels cannot be cut into {groups} groups")
     taps = tuple(kernel.shape[2:])
+    dilation = tuple(dilation) if isinstance(dilation, Sequence) else (dilation,) * dims
+    if len(dilation) != dims or min(dilation) < 1:
+        raise ValueError(f"dilation={dilation}: use one positive number, or one for each of the {dims} sides")
     if padding is None:
         if any(k % 2 == 0 for k in taps):
             raise ValueError(f"an even kernel {taps} has no centre, so its map is not aligned with the layer's")
-        padding = [k // 2 for k in taps]
-    if len(padding) != dims or any(2 * p != k - 1 for p, k in zip(padding, taps, strict=True)):
-        raise ValueError(f"kernel {taps} with padding {tuple(padding)} does not give back a map of size {tuple(size)}")
+        padding = [d * (k // 2) for d, k in zip(dilation, taps, strict=True)]
+    if len(padding) != dims or any(2 * p != d * (k - 1) for p, d, k in zip(padding, dilation, taps, strict=True)):
+        dilated = f", dilation {dilation}" if max(dilation) > 1 else ""
+        raise ValueError(
+            f"kernel {taps}{dilated} with padding {tuple(padding)} does not give back a map of size {tuple(size)}"
+        )
+    if permutation is not None:
+        _check_permutation(permutation, positions)
+    # one range of offsets a side
+    reach = [[d * tap - p for tap in range(k)] for k, d, p in zip(taps, dilation, padding, strict=True)]
     if dims == 1:
         # (O, I/G, k) -> (O, I/G, 1, k)
-        return kernel.unsqueeze(2), (h, w), (0, padding[0])
-    return kernel, (h, w), (padding[0], padding[1])
+        kernel, reach = kernel.unsqueeze(2), [[0], *reach]
+    return _Conv(kernel, tuple((dy, dx) for dy in reach[0] for dx in reach[1]), permutation)
+
+
+def _check_permutation(permutation: Tensor, positions: int) -> None:
+    """Raise ValueError where it is no order of that many positions; the values of traced tensors are not known."""
+    wrong = permutation.shape != (positions,) or permutation.dtype != torch.int64
+    if not wrong and not permutation.is_meta and not _traced(permutation):
+        wrong = not torch.equal(permutation.sort().values, torch.arange(positions, device=permutation.device))
+    if wrong:
+        raise ValueError(f"permutation: needs every whole number from 0 to {positions - 1} once, as int64")
+
+
+def _traced(tensor: Tensor) -> bool:
+    """Say whether only the operations on a tensor are recorded."""
+    return type(tensor) not in (Tensor, nn.Parameter) or torch.compiler.is_compiling() or torch.jit.is_tracing()

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from repmlp.branches import parse_all
 from repmlp.layers import SetSharingFC
 from repmlp.models.repmlpnet import RepMLPNet
 from repmlp.models.resmlp import ResMLP
@@ -29,11 +30,15 @@ def resize(model: nn.Module, img_size: int | tuple[int, int]) -> nn.Module:
     scaled so that a constant map gets the interpolated response, W' 1 = R(old -> new) W 1. Convolutions and batch norms
     have no size and are copied. Float64 arithmetic, rounded once to the kernel's dtype.
 
+    A branch on a shuffled grid cannot be resized: the order of its positions, which its kernel was trained for, is that
+    of the trained size, and another order on the new size would mean nothing to it. Resize the merged net.
+
     Resize before reparameterize(): in a merged kernel the convolutions would be stretched with the rest, which is
     warned of. Resized weights fit a network built with the new img_size (a ResMLP only where that is square).
 
     img_size: side of a square image, or (height, width), in pixels; multiples of the stride of the last map.
-    Raises TypeError for another kind of model, ValueError for a size that is no such multiple, or a net without FCs.
+    Raises TypeError for another kind of model, ValueError for a size that is no such multiple, a net without FCs, and
+    where a shuffled branch would have to be resized, or a dilated one would be of no use (BranchSpec.fits).
     """
     stages, strides = _stages(model)
     if not any(stages):
@@ -44,6 +49,10 @@ def resize(model: nn.Module, img_size: int | tuple[int, int]) -> nn.Module:
             f"img_size={img_size!r}: use a number of pixels or (height, width), "
             f"multiples of {strides[-1]}, the stride of the last map"
         )
+    sizes = [(sides[0] // stride, sides[1] // stride) for stride in strides]
+    for fcs, size in zip(stages, sizes, strict=True):
+        for fc in fcs:
+            _check_branches(fc, size)
     # a merged ResMLP looks like one that never had branches
     if any(fc.norm is None and fc.local_perceptron is None for stage in stages for fc in stage):
         warnings.warn(
@@ -52,7 +61,6 @@ def resize(model: nn.Module, img_size: int | tuple[int, int]) -> nn.Module:
             stacklevel=2,
         )
     model = copy.deepcopy(model)
-    sizes = [(sides[0] // stride, sides[1] // stride) for stride in strides]
     for fcs, size in zip(_stages(model)[0], sizes, strict=True):
         for fc in fcs:
             _resize_fc(fc, size)
@@ -93,6 +101,18 @@ def _resize_fc(fc: SetSharingFC, size: tuple[int, int]) -> None:
         bias = _along_axes(fc.bias.double().T.reshape(h, w, fc.share_sets), there).flatten(1)
         fc.bias = nn.Parameter(bias.to(fc.bias.dtype), requires_grad=fc.bias.requires_grad)
     fc.size = size
+    if fc.local_perceptron is not None:
+        fc.local_perceptron.size = size
+
+
+def _check_branches(fc: SetSharingFC, size: tuple[int, int]) -> None:
+    """Raise ValueError where a branch of a layer cannot go on to maps of another size."""
+    for spec in parse_all(fc.kernels, size):
+        if spec.shuffled and size != fc.size:
+            raise ValueError(
+                f"branch {spec.label}: the order of its shuffled grid belongs to maps of {fc.size[0]}x{fc.size[1]} and "
+                f"has no counterpart on {size[0]}x{size[1]}; resize the merged model, after reparameterize()"
+            )
 
 
 def _along_axes(array: Tensor, matrices: list[Tensor]) -> Tensor:

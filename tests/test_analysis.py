@@ -248,8 +248,23 @@ def test_points_outside_that_exceed_some_inside():
     values = torch.zeros(5, 5)
     values[1:4, 1:4] = 2.0
     values[2, 2], values[0, 4], values[4, 0], values[0, 0] = 9.0, 5.0, 3.0, 1.0
-    assert plot_kernels.outside_stronger(values, (2, 2), 3) == [(0, 4), (4, 0)]
-    assert plot_kernels.outside_stronger(values, (2, 2), 0) == []
+    inside = torch.zeros(5, 5, dtype=torch.bool)
+    assert plot_kernels.outside_stronger(values, inside) == []
+    inside[1:4, 1:4] = True
+    assert plot_kernels.outside_stronger(values, inside) == [(0, 4), (4, 0)]
+
+
+def test_outline_of_cells():
+    """A box at the corner of the map and one cell apart: as long as their borders, and where those run."""
+    cells = torch.zeros(4, 5, dtype=torch.bool)
+    cells[:2, :3] = True
+    cells[3, 4] = True
+    lines = plot_kernels.outline(cells)
+    assert len(lines) == len(set(map(tuple, lines))) == 2 * (2 + 3) + 4
+    assert {((x0, y0), (x1, y1)) for (x0, y0), (x1, y1) in lines if y0 == y1} == {
+        ((x - 0.5, y - 0.5), (x + 0.5, y - 0.5))
+        for y, x in [*((y, x) for y in (0, 2) for x in range(3)), (3, 4), (4, 4)]
+    }
 
 
 # ---- studies: gains, locality

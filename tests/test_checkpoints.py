@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from repmlp import RepMLPNet, ResMLP, build_model
-from repmlp.checkpoints import config_of, convert, load, read, to_official
+from repmlp.checkpoints import config_of, convert, load, load_backbone, read, to_official
 
 # The names that other projects give to the layers
 OFFICIAL = {
@@ -212,6 +212,30 @@ def test_converted_net_computes_what_the_file_says(name, form, merged):
     assert same(state, before)
 
 
+def test_branches_of_any_kind_in_files_of_ours(tmp_path):
+    """The order of a shuffled grid is the file's, and a map that is no square leaves room for a dilated row."""
+    arguments = {"channels": (8, 16), "blocks": (1, 1), "share_sets": (2, 4), "num_classes": 5}
+    for img_size, kernels in ((16, [1, "3s", "3d2"]), ((8, 32), [3, "1x3d5", "1x3s"])):
+        torch.manual_seed(1)
+        net = randomise_norms(RepMLPNet(img_size, 2, kernels=kernels, **arguments)).eval()
+        state = {f"module.{name}": tensor for name, tensor in net.state_dict().items()}
+        assert same(convert(state), net.state_dict())
+        torch.manual_seed(2)
+        other = RepMLPNet(img_size, 2, kernels=kernels, **arguments).eval()
+        x = torch.randn(1, 3, *other.img_size)
+        assert not torch.equal(other.stages[0](other.stem(x)), net.stages[0](net.stem(x)))
+        assert load_backbone(other, state) == []
+        assert torch.equal(other(x), net(x))
+        lost = {name: tensor for name, tensor in state.items() if not name.endswith("permutation")}
+        with pytest.raises(ValueError, match=r"local_perceptron\.permutation is missing"):
+            convert(lost)
+    torch.manual_seed(1)
+    net = RepMLPNet(16, 2, kernels=[1, "3s"], **arguments).eval()
+    torch.save(net.state_dict(), tmp_path / "net.pth")
+    x = torch.randn(1, 3, 16, 16)
+    assert torch.equal(load(tmp_path / "net.pth")(x), net(x))
+
+
 def test_maps_need_not_be_square():
     net = {**SMALL, "sizes": ((4, 12), (2, 6))}
     state = file_of(net)
@@ -271,6 +295,8 @@ def test_our_net_merged_runs_in_the_authors_layout():
         {},
         {"kernels": []},
         {"kernels": [1, 3, 7]},
+        {"kernels": [1, "1x3", "3d2", "1x3d3s", "3s"]},
+        {"kernels": ["3s"]},
         {"global_perceptron": False},
         {"in_chans": 4, "num_classes": 0},
         {"embed_kernel": 3},
@@ -287,10 +313,12 @@ def test_configuration_comes_back(change, merged):
     state = build_model(config, num_classes, inference_mode=merged).state_dict()
     found = config_of(state)
     assert found == ({**config, "kernels": [] if merged else config["kernels"]}, num_classes, merged)
-    if config["global_perceptron"] and "embed_kernel" not in config:
+    plain = merged or all(isinstance(kernel, int) for kernel in config["kernels"])
+    if config["global_perceptron"] and "embed_kernel" not in config and plain:
         assert config_of(to_official(state)) == found
     else:
         reason = "2x2 ones only" if "embed_kernel" in config else "without Global Perceptrons"
+        reason = reason if plain else "the branch (1x3|3x3s) cannot be written: .* write the merged net"
         with pytest.raises(ValueError, match=reason):
             to_official(state)
 
@@ -364,7 +392,12 @@ def with_shape(key, *shape):
             r"stages.0.2.\S+ is missing and stages.0.7.prebn1.b",
         ),
         ("official", False, with_shape(f"{BLOCK}.repconv5.conv.weight", 2, 1, 5, 5), r"repconv5.bn.weight is missing$"),
-        ("official", False, with_shape(f"{BLOCK}.repconv2.conv.weight", 2, 1, 2, 2), r"2 is not a positive odd number"),
+        (
+            "official",
+            False,
+            with_shape(f"{BLOCK}.repconv2.conv.weight", 2, 1, 2, 2),
+            r"branch 2x2: its sides have to be odd",
+        ),
         ("official", False, with_shape(f"{BLOCK}.fc3.bias", 128), r"0.1.repmlp_block.fc3.bias is missing and .*fc3_bn"),
         (
             "official",

@@ -21,6 +21,7 @@ NETS = {
     "no Global Perceptron": {
         "channels": (16, 32), "blocks": (1, 1), "share_sets": (16, 1), "global_perceptron": False,
     },
+    "branches of any kind": {"channels": (16,), "blocks": (2,), "share_sets": (2,), "kernels": (1, "3s", "1x5", "3d2")},
     "three kernels": {"channels": (16,), "blocks": (3,), "share_sets": (2,), "kernels": (1, 3, 5)},
     "no branches": {"channels": (8, 16), "blocks": (1, 2), "share_sets": (1, 2), "kernels": ()},
     "not square": {"img_size": (16, 24), "channels": (8, 16), "blocks": (1, 1), "share_sets": (2, 4)},

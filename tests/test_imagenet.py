@@ -228,13 +228,12 @@ def test_a_foreign_model_gets_branches_and_a_record(folders, tmp_path):
     ("change", "words"),
     [
         ("model.variant=resmlp_12_225", "timm has no model 'resmlp_12_225': did you mean"),
-        ("trainer.strategy=fsdp", "trainer.strategy=fsdp: use auto or ddp"),
-        ("trainer.devices=null", "trainer.devices=None: use a whole number, at least 1"),
+        ("trainer.strategy=fsdp", "trainer.strategy='fsdp': use auto, ddp or"),
+        ("trainer.devices=0", "trainer.devices=0: use a whole number, at least 1"),
         ("recipe.label_smoothing=1.5", "recipe.label_smoothing=1.5: use a number below 1"),
         ("recipe.batch_size=0", "recipe.batch_size=0: use a whole number, at least 1"),
-        ("trainer.devices=0", "trainer.devices=0: use a whole number, at least 1"),
         ("recipe.batch_size=7", "recipe.batch_size=7: mixup pairs the images of a process"),
-        ("recipe.mixup=-1", r"recipe.mixup=-1: use a number, not negative"),
+        ("recipe.mixup=-1", r"recipe.mixup=-1.0: use a number not below 0"),
     ],
 )
 def test_bad_rows_fail_in_one_line(folders, tmp_path, change, words):
@@ -252,7 +251,7 @@ def test_an_interrupted_row_goes_on_as_if_nothing_had_happened(folders, tmp_path
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(rows.EpochLine, "on_train_epoch_start", stop)
+        patched.setattr(rows.History, "on_train_epoch_start", stop)
         with pytest.raises(KeyboardInterrupt):
             execute(interrupted)
     records, weights = [], []
@@ -302,7 +301,7 @@ def test_a_sweep_refuses_several_devices(folders, tmp_path):
         *("experiments/ablate.py", "+sweep=locality_imagenet", f"data.root={folders}", "trainer.devices=2"),
         *(f"results_dir={tmp_path}/r", f"output_dir={tmp_path}/o"),
     )
-    assert done.returncode == 1 and "a sweep trains each row on one device" in done.stderr
+    assert done.returncode == 1 and "a sweep trains each run on one device" in done.stderr
 
 
 def test_settings_that_came_later_leave_older_keys_alone():

@@ -3,18 +3,21 @@
 import copy
 from functools import partial
 
+import numpy as np
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
 from conftest import randomise_norms
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from timm.layers import GatedMlp, PatchEmbed
 from timm.models.mlp_mixer import Affine, MlpMixer, ResBlock, SpatialGatingBlock
 from torch import nn
 from torch.nn.utils import prune
 
+from repmlp import build_model, load_model, save_model
+from repmlp.branches import parse
 from repmlp.injection import InjectedLinear, inject_locality, merge_locality
 from repmlp.locality import kernel_map, locality_profile
 
@@ -52,8 +55,12 @@ def plain_branches(x: torch.Tensor, layer: InjectedLinear, size: tuple[int, int]
     """Compute the branches in evaluation mode, every row of tokens as an image with one channel."""
     maps, out = x.reshape(-1, 1, *size), 0
     for k, conv in layer.local_perceptron.convs.items():
-        norm, padding = layer.local_perceptron.norms[k], int(k) // 2
-        y = F.conv2d(maps, conv.weight, padding=(padding if conv.weight.shape[2] > 1 else 0, padding))
+        norm, spec = layer.local_perceptron.norms[k], parse(k)
+        order = layer.local_perceptron.permutation if spec.shuffled else torch.arange(maps[0].numel())
+        moved = maps.flatten(2)[:, :, order].view_as(maps)
+        padding = [spec.dilation * (side // 2) for side in conv.weight.shape[2:]]
+        y = F.conv2d(moved, conv.weight, padding=padding, dilation=spec.dilation)
+        y = y.flatten(2)[:, :, order.argsort()].view_as(maps)
         out = out + F.batch_norm(y, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)
     return out.reshape(x.shape)
 
@@ -142,7 +149,9 @@ geometry = st.fixed_dictionaries(
     {
         "h": st.integers(1, 6),
         "w": st.integers(1, 6),
-        "kernels": st.sampled_from([(1,), (3,), (1, 3), (3, 7), (5, 1, 3)]),
+        "kernels": st.sampled_from(
+            [*((1,), (3,), (1, 3), (3, 7), (5, 1, 3)), *((1, "3s"), ("1x3", "3d2"), (1, "1x3s", "3d2s"))]
+        ),
         "leading": st.sampled_from([(), (3,), (2, 3), (2, 1, 3)]),
         "sequence": st.booleans(),
         "seed": st.integers(0, 2**16),
@@ -156,7 +165,9 @@ def test_layer_equals_its_definition_before_and_after_merging(g):
     """Any grid, kernels (larger than the map too) and leading dimensions, on maps and on sequences."""
     torch.manual_seed(g["seed"])
     h, w = (1, g["w"]) if g["sequence"] else (g["h"], g["w"])
-    layer = InjectedLinear((w,) if g["sequence"] else (h, w), g["kernels"], dtype=torch.float64)
+    size = (w,) if g["sequence"] else (h, w)
+    assume(all(parse(kernel).fits(size) for kernel in g["kernels"]))
+    layer = InjectedLinear(size, g["kernels"], dtype=torch.float64)
     randomise_norms(layer).eval()
     x = torch.randn(*g["leading"], h * w, dtype=torch.float64)
     with torch.no_grad():
@@ -185,6 +196,44 @@ def test_sequence_branches_are_1d_convolutions():
         # the net feeds (N, channels, tokens): as many channels as tokens here, its channel layer being square
         x = torch.randn(2, 12, 12, dtype=torch.float64)
         assert relative(merge_locality(net)(x), net(x)) < 1e-12
+
+
+def test_kinds_of_branches_along_a_sequence():
+    layer = InjectedLinear((12,), ["1x3", "5d2", "3s", np.int64(1)])
+    assert layer.kernels == (1, 3, "5d2", "3s")
+    convs = layer.local_perceptron.convs
+    assert {k: (conv.kernel_size, conv.padding, conv.dilation) for k, conv in convs.items()} == {
+        "1": ((1, 1), (0, 0), (1, 1)),
+        "3": ((1, 3), (0, 1), (1, 1)),
+        "3s": ((1, 3), (0, 1), (1, 1)),
+        "5d2": ((1, 5), (0, 4), (2, 2)),
+    }
+    plain = InjectedLinear((12,), [1, 3])
+    assert list(plain.state_dict()) == list(InjectedLinear((12,), [1, "1x3"]).state_dict())
+    assert layer.local_perceptron.taps((0, 4)).nonzero()[:, 1].tolist() != [3, 4, 5]
+
+
+@pytest.mark.parametrize("kernels", [[1, "3s"], ["1x3", "3x1d2", "3d2s"]])
+def test_a_stock_net_trains_with_branches_of_any_kind_and_comes_back(tmp_path, kernels):
+    """Paper: Section 5.2's ResMLP by timm, reduced; a step, a file and back, merged into the stock net."""
+    config = {"arch": "timm", "variant": "resmlp_12_patch4_32", "kernels": kernels}
+    net = build_model(config, num_classes=5).train()
+    for parameter in net.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    x, y = torch.randn(4, 3, 32, 32), torch.randint(5, (4,))
+    F.cross_entropy(net(x), y).backward()
+    assert all(bool(p.grad.abs().max() > 0) for p in net.parameters())
+    torch.optim.SGD(net.parameters(), lr=0.01).step()
+    randomise_norms(net).eval()
+    save_model(tmp_path / "net.safetensors", net, config)
+    torch.manual_seed(1)
+    loaded = load_model(tmp_path / "net.safetensors")[0]
+    with torch.no_grad():
+        assert torch.equal(loaded(x), net(x))
+        expected = net.double()(x.double())
+        fresh = build_model({**config, "kernels": []}, num_classes=5).double().eval()
+        fresh.load_state_dict(merge_locality(net).state_dict(), strict=True)
+        assert relative(fresh(x.double()), expected) < 1e-12
 
 
 @pytest.mark.parametrize("kind", BLOCKS)
@@ -391,9 +440,17 @@ TOKEN = {"layers": "blocks.*.token_mix"}
         (TokenNet, {**TOKEN, "size": (2, 2, 3)}, r"size=\(2, 2, 3\): give"),
         (TokenNet, {**TOKEN, "size": (4.0, 3)}, r"size=\(4\.0, 3\): give"),
         (TokenNet, {**TOKEN, "size": (-4, -3)}, r"size=\(-4, -3\): give"),
-        (TokenNet, {**TOKEN, "size": (4, 3), "kernels": ()}, r"kernels=\(\): give the sizes"),
-        (TokenNet, {**TOKEN, "size": (4, 3), "kernels": 3}, "kernels=3: give the sizes"),
-        (TokenNet, {**TOKEN, "size": (4, 3), "kernels": (2,)}, "2 is not a positive odd number"),
+        (TokenNet, {**TOKEN, "size": (4, 3), "kernels": ()}, r"kernels=\(\): give the branches"),
+        (TokenNet, {**TOKEN, "size": (4, 3), "kernels": 3}, "kernels=3: give the branches"),
+        (TokenNet, {**TOKEN, "size": (4, 3), "kernels": (2,)}, r"branch 2x2: its sides have to be odd"),
+        (TokenNet, {**TOKEN, "size": (4, 3), "kernels": "3s"}, "kernels='3s': give the branches"),
+        (
+            TokenNet,
+            {**TOKEN, "size": (4, 3), "kernels": ("3d4",)},
+            r"kernels=\['3d4'\]: .* map of 4x3; use a dilation below",
+        ),
+        (TokenNet, {**TOKEN, "size": (12,), "kernels": (1, "3x1")}, "branch 3x1 on a sequence"),
+        (TokenNet, {**TOKEN, "size": (12,), "kernels": (3, "1x3")}, "branch 3x3 stands there twice"),
     ],
 )
 def test_refusals_change_nothing(build, arguments, message):

@@ -1,15 +1,18 @@
 """The layers against their definition, merged against train-time, over map sizes and partitions."""
 
 import copy
+import re
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import randomise_norms
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from repmlp import RepMLPBlock, SetSharingFC
+from repmlp.branches import parse
 from repmlp.layers import GlobalPerceptron, LocalPerceptron, batch_norm_stats
 
 shapes = st.fixed_dictionaries(
@@ -18,7 +21,12 @@ shapes = st.fixed_dictionaries(
         "w": st.integers(1, 6),
         "share_sets": st.integers(1, 3),
         "members": st.integers(1, 3),
-        "kernels": st.sampled_from([(), (1,), (3,), (1, 3), (1, 3, 5, 7)]),
+        "kernels": st.sampled_from(
+            [
+                *((), (1,), (3,), (1, 3), (1, 3, 5, 7)),
+                *(("1x3", "3x1"), ("3d2", 1), ("5d2", "1x3d3"), (1, "3s"), ("1x3s", "3s", 3), ("3d2s", "5s", "3x1d2")),
+            ]
+        ),
         "gate": st.booleans(),
         "rows": st.integers(1, 3),
         "columns": st.integers(1, 3),
@@ -30,6 +38,7 @@ shapes = st.fixed_dictionaries(
 
 def build(g: dict, dtype=torch.float64) -> tuple[RepMLPBlock, torch.Tensor]:
     """Build a block and a map of rows x columns partitions, the last ones perhaps cut short."""
+    assume(all(parse(kernel).fits((g["h"], g["w"])) for kernel in g["kernels"]))
     torch.manual_seed(g["seed"])
     channels = 4 * g["share_sets"] * g["members"]
     block = RepMLPBlock(channels, (g["h"], g["w"]), g["share_sets"], g["kernels"], global_perceptron=g["gate"])
@@ -58,9 +67,15 @@ def by_definition(block: RepMLPBlock, x: torch.Tensor) -> torch.Tensor:
                 tile = padded[:, channel, top : top + h, left : left + w]
                 y = norm((tile.flatten(1) @ fc.weight[share].T).view_as(tile), fc.norm)
                 for k in fc.kernels:
-                    kernel = fc.local_perceptron.convs[str(k)].weight[share : share + 1]
-                    z = F.conv2d(tile.unsqueeze(1), kernel, padding=k // 2).squeeze(1)
-                    y = y + norm(z, fc.local_perceptron.norms[str(k)])
+                    spec, local = parse(k), fc.local_perceptron
+                    order = local.permutation if spec.shuffled else torch.arange(h * w)
+                    seen = tile.flatten(1)[:, order].view(-1, 1, h, w)
+                    kernel = local.convs[str(k)].weight[share : share + 1]
+                    padding = [spec.dilation * (side // 2) for side in kernel.shape[2:]]
+                    z = F.conv2d(seen, kernel, padding=padding, dilation=spec.dilation)
+                    back = torch.empty_like(tile).flatten(1)
+                    back[:, order] = z.flatten(1)
+                    y = y + norm(back.view_as(tile), local.norms[str(k)])
                 out[:, channel, top : top + h, left : left + w] = y
     out = out[:, :, :height, :width]
     if block.global_perceptron is not None:
@@ -112,11 +127,17 @@ def test_channels_are_interleaved():
 @pytest.mark.parametrize("share_sets", [1, 4])
 def test_local_perceptron_trains_like_grouped_convolutions(share_sets):
     """Repeated kernels on C channels against S channels on the interleaved view: outputs, gradients, statistics."""
-    ours = LocalPerceptron(share_sets, (1, 3, 5)).double().train()
+    ours = LocalPerceptron(share_sets, (1, 3, 5, "3d2", "1x5", "3s"), (5, 6)).double().train()
     plain = copy.deepcopy(ours)
     x = torch.randn(3, 8, 5, 6, dtype=torch.float64)
-    view = x.reshape(-1, share_sets, 5, 6)
-    expected = sum(plain.norms[k](conv(view)) for k, conv in plain.convs.items()).reshape(x.shape)
+    view, order = x.reshape(-1, share_sets, 5, 6), plain.permutation
+
+    def branch(k, conv):
+        if "s" not in k:
+            return conv(view)
+        return conv(view.flatten(2)[:, :, order].view_as(view)).flatten(2)[:, :, order.argsort()].view_as(view)
+
+    expected = sum(plain.norms[k](branch(k, conv)) for k, conv in plain.convs.items()).reshape(x.shape)
     found = ours(x)
     cotangent = torch.randn_like(x)
     (found * cotangent).sum().backward()
@@ -145,10 +166,121 @@ def test_reparameterize_refuses_training_mode_and_changes_nothing():
     assert block.channel_perceptron.kernels == (1, 3)
 
 
-@pytest.mark.parametrize("kernels", [(2,), (-1,), (0,), (3, 3), (1.5,), (True,)])
+@pytest.mark.parametrize("kernels", [(2,), (-1,), (0,), (3, 3), (1.5,), (True,), "3", 3, ("3s", "3x3s"), ("1s",)])
 def test_bad_kernels_are_refused(kernels):
-    with pytest.raises(ValueError, match="kernels="):
-        RepMLPBlock(8, (4, 4), 2, kernels)
+    for merged in (False, True):
+        with pytest.raises(ValueError, match="kernels="):
+            RepMLPBlock(8, (4, 4), 2, kernels, inference_mode=merged)
+
+
+def test_branches_of_no_use_are_refused():
+    """The rule of BranchSpec.fits, through the layers; a larger kernel is none of them, nor 3x3 on one cell."""
+    for kernel, size in (("3d9", (8, 8)), ("3d8", (8, 9)), ("3d2", (1, 6)), ("3d2s", (6, 2)), ("1x3d5", (8, 5))):
+        shown = f"kernels=.*branch {parse(kernel).label} only middle taps .* {size[0]}x{size[1]}; use a dilation below"
+        with pytest.raises(ValueError, match=shown):
+            SetSharingFC(size, 1, [1, kernel])
+    for kernel, size in (("5d4", (8, 8)), (7, (2, 2)), (3, (1, 1)), ("3s", (1, 1)), ("1x3d4", (1, 5)), ("3x1", (1, 1))):
+        fc = randomise_norms(SetSharingFC(size, 1, [kernel])).double().eval()
+        x = torch.randn(1, 2, *size, dtype=torch.float64)
+        with torch.no_grad():
+            expected = fc(x)
+            fc.reparameterize()
+            torch.testing.assert_close(fc(x), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_names_of_branches_in_state_dicts():
+    fc = SetSharingFC((4, 5), 2, ["3s", 3, np.int64(1), "1x3", "3d2"])
+    assert fc.kernels == (1, "1x3", 3, "3d2", "3s")
+    assert list(fc.local_perceptron.convs) == list(fc.local_perceptron.norms) == ["1", "1x3", "3", "3d2", "3s"]
+    assert fc.state_dict()["local_perceptron.permutation"].shape == (20,)
+    plain = SetSharingFC((4, 5), 2, [1, 3])
+    assert {name.removeprefix("local_perceptron.") for name in plain.state_dict()} == {
+        *("weight", "norm.weight", "norm.bias", "norm.running_mean", "norm.running_var", "norm.num_batches_tracked"),
+        *(f"convs.{k}.weight" for k in (1, 3)),
+        *(f"norms.{k}.{n}" for k in (1, 3) for n in ("weight", "bias", "running_mean", "running_var")),
+        *(f"norms.{k}.num_batches_tracked" for k in (1, 3)),
+    }
+
+
+def blocks(kernels, seed=0, sizes=((4, 5), (4, 5), (5, 4))) -> list[RepMLPBlock]:
+    torch.manual_seed(seed)
+    return [RepMLPBlock(8, size, 2, kernels) for size in sizes]
+
+
+@pytest.mark.parametrize(
+    ("plain", "shuffled"), [([1, 3], [1, "3s"]), ([3, 5], ["3s", 5]), (["3d2", 5], ["3d2s", "5s"])]
+)
+def test_a_shuffled_branch_starts_from_the_values_of_the_plain_one(plain, shuffled):
+    """The control differs by the order of positions alone: every other bit, and the random state afterwards."""
+    first = blocks(plain)
+    state = torch.get_rng_state()
+    second = blocks(shuffled)
+    assert torch.equal(torch.get_rng_state(), state)
+    for a, b in zip(first, second, strict=True):
+        values = {re.sub(r"((?:convs|norms)\.[\dxd]+)s\.", r"\1.", name): value for name, value in b.named_parameters()}
+        assert sum(p.numel() for p in a.parameters()) == sum(p.numel() for p in b.parameters())
+        for name, value in a.named_parameters():
+            assert torch.equal(value, values[name]), name
+
+
+def test_the_order_of_a_shuffled_grid_is_the_seeds_and_the_sizes():
+    orders = [b.channel_perceptron.local_perceptron.permutation for b in blocks([1, "3s", "5s"])]
+    for order in orders:
+        assert order.dtype == torch.int64 and sorted(order.tolist()) == list(range(20))
+        assert not torch.equal(order, torch.arange(20))
+    assert torch.equal(orders[0], orders[1]) and not torch.equal(orders[0], orders[2])
+    again, other = (blocks(["3s"], seed)[0].channel_perceptron.local_perceptron.permutation for seed in (0, 1))
+    assert torch.equal(orders[0], again) and not torch.equal(orders[0], other)
+
+
+def test_the_order_goes_with_the_weights_and_is_never_cast():
+    trained, fresh = (blocks([1, "3s"], seed)[0].eval() for seed in (0, 1))
+    x = torch.randn(2, 8, 4, 5)
+    assert not torch.equal(trained(x), fresh(x))
+    fresh.load_state_dict(trained.state_dict())
+    assert torch.equal(trained(x), fresh(x)) and torch.equal(copy.deepcopy(trained)(x), fresh(x))
+    order = trained.channel_perceptron.local_perceptron.permutation
+    for cast in (fresh.half(), fresh.bfloat16(), fresh.double(), fresh.to("cpu", torch.float16, non_blocking=True)):
+        found = cast.channel_perceptron.local_perceptron.permutation
+        assert found.dtype == torch.int64 and torch.equal(found, order)
+    assert (fresh.bfloat16()(x.bfloat16()).float() - trained(x)).norm() < 0.05 * trained(x).norm()
+
+
+def test_shuffled_branches_on_meta():
+    with torch.device("meta"):
+        net = blocks([1, "3s"])[0].eval()
+        assert net(torch.randn(2, 8, 9, 5)).shape == (2, 8, 9, 5)
+    assert all(t.is_meta for t in (*net.parameters(), *net.buffers()))
+    made = net.to_empty(device="cpu")
+    torch.manual_seed(0)
+    for module in made.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    order = blocks([1, "3s"])[0].channel_perceptron.local_perceptron.permutation
+    assert torch.equal(made.channel_perceptron.local_perceptron.permutation, order)
+    net.load_state_dict(blocks([1, "3s"], seed=3)[0].state_dict(), assign=True)
+    net(torch.randn(2, 8, 4, 5))
+
+
+def test_shuffled_branches_need_their_grid():
+    with pytest.raises(ValueError, match="branch 3x3s: a shuffled grid needs the size of the map"):
+        LocalPerceptron(2, (1, "3s"))
+    with pytest.raises(ValueError, match=r"got maps of size \(5, 4\)"):
+        LocalPerceptron(2, (1, "3s"), (4, 5))(torch.zeros(1, 2, 5, 4))
+
+
+@pytest.mark.parametrize("kernels", [[1], [3], [1, "1x5"], ["3d2", "3x1"], ["3s"], [1, "3d2s", "1x3"]])
+def test_taps_are_where_the_merged_matrix_has_weights(kernels):
+    fc = SetSharingFC((5, 6), 2, kernels, norm=False).eval()
+    with torch.no_grad():
+        fc.weight.zero_()
+        for conv in fc.local_perceptron.convs.values():
+            conv.weight.fill_(1.0)
+        matrix = fc.merged()[0][0].view(5, 6, 5, 6)
+    for point in ((0, 0), (2, 3), (4, 5), (3, 0)):
+        assert torch.equal(fc.local_perceptron.taps(point), matrix[point] != 0)
+    with pytest.raises(ValueError, match="lies outside the map"):
+        fc.local_perceptron.taps((5, 0))
 
 
 def test_bad_shapes_are_refused():

@@ -1,5 +1,7 @@
 """The networks: counts as printed in the paper, merging of whole nets, saving and loading, timm's own merging."""
 
+import json
+
 import pytest
 import timm
 import torch
@@ -27,6 +29,12 @@ PRINTED = {
     ("resmlp", (3,)): (7_144_292 + 156, 1_812_751_360 + 7_077_888),
     ("resmlp", (1, 3)): (7_144_292 + 216, 1_812_751_360 + 7_864_320),
 }
+# a dilated or shuffled 3x3 costs what a plain one does, a row of three taps a third of its taps
+PRINTED |= {
+    (name, (*few, branch)): PRINTED[name, (*few, 3)] for name in NETS for few in ((), (1,)) for branch in ("3s", "3d2")
+}
+PRINTED["resmlp", ("1x3",)] = (7_144_292 + 156 - 12 * 6, 1_812_751_360 + 7_077_888 // 3)
+ANY_KIND = ["1x3", 3, "5d2", "3s", "3d2s"]
 
 
 @pytest.mark.parametrize(("name", "kernels"), PRINTED)
@@ -107,6 +115,41 @@ def test_other_image_sizes():
         build_model(SMALL["resmlp"])(torch.randn(1, 3, 48, 80))
 
 
+@pytest.mark.parametrize("kernels", [[1, "3s"], ANY_KIND])
+@pytest.mark.parametrize("name", NETS)
+def test_branches_of_any_kind_from_training_to_the_merged_file(tmp_path, name, kernels):
+    """A step, a file and back under another seed, and merging: by the net's own method and by timm's."""
+    config = {**SMALL[name], "kernels": kernels}
+    net = build_model(config).double().train()
+    x = torch.randn(4, 3, 32, 32, dtype=torch.float64)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
+    net(x).square().mean().backward()
+    assert all(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in net.parameters())
+    optimizer.step()
+    randomise_norms(net).eval()
+    save_model(tmp_path / "model.safetensors", net, config)
+    torch.manual_seed(5)
+    loaded, metadata = load_model(tmp_path / "model.safetensors")
+    assert json.loads(metadata["repmlp_model"])["kernels"] == kernels
+    with torch.no_grad():
+        expected = net(x)
+        loaded.double().load_state_dict(net.state_dict())
+        assert torch.equal(loaded(x), expected)
+        by_timm = timm.utils.reparameterize_model(nn.Sequential(net))
+        net.reparameterize()
+        for merged in (net, by_timm):
+            assert float((merged(x) - expected).norm() / expected.norm()) < 1e-12
+        net.float()
+        save_model(tmp_path / "merged.safetensors", net, config)
+        assert torch.equal(load_model(tmp_path / "merged.safetensors")[0](x.float()), net(x.float()))
+
+
+def test_layers_of_one_grid_share_the_order():
+    net = build_model({**SMALL["repmlpnet"], "kernels": [1, "3s"]})
+    orders = [b for name, b in net.named_buffers() if name.endswith("permutation")]
+    assert [len(order) for order in orders] == [256, 256, 64] and torch.equal(orders[0], orders[1])
+
+
 @pytest.mark.parametrize("name", NETS)
 @pytest.mark.parametrize("merged", [False, True])
 def test_save_and_load(tmp_path, name, merged):
@@ -154,7 +197,7 @@ def test_bad_checkpoints_are_named(tmp_path):
         ({"share_sets": [3, 16]}, "share_sets=3 does not divide channels=16"),
         ({"share_sets": [4]}, "one number a stage"),
         ({"img_size": 30}, "img_size=30"),
-        ({"kernels": [2]}, "not a positive odd number"),
+        ({"kernels": [2]}, "branch 2x2: its sides have to be odd"),
     ],
 )
 def test_bad_configurations_are_named(change, words):

@@ -221,6 +221,29 @@ def test_merged_nets_are_resized_with_a_warning():
         resize(build_model(MLP, inference_mode=True), 16)
 
 
+def test_branches_of_other_kinds():
+    """Dilated branches go on to the new size where they are of use; the order of a shuffled grid cannot."""
+    model = randomise_norms(build_model({**NET, "kernels": [1, "3d2", "1x3"]})).double().eval()
+    found = resize(model, (48, 24))
+    x = torch.randn(1, 3, 48, 24, dtype=torch.float64)
+    with torch.no_grad():
+        expected = found(x)
+        assert found.stages[0][0].block.channel_perceptron.local_perceptron.taps((23, 0)).shape == (24, 12)
+        found.reparameterize()
+        assert error(found(x), expected) < 1e-12
+    with pytest.raises(ValueError, match=r"branch 3x3d2 only middle taps .* map of 2x2; use a dilation below 2"):
+        resize(model, 8)
+    for config in (NET, MLP):
+        model = build_model({**config, "kernels": [1, "3s"]}).eval()
+        images = torch.randn(1, 3, 32, 32)
+        assert torch.equal(resize(model, 32)(images), model(images))
+        with pytest.raises(ValueError, match=r"branch 3x3s: the order of its shuffled grid belongs to maps of 16x16"):
+            resize(model, 64)
+        model.reparameterize()
+        with pytest.warns(UserWarning, match="stretched with them"):
+            resize(model, 64)
+
+
 def test_frozen_parameters_stay_frozen():
     model = build_model(NET).requires_grad_(False)
     assert not any(p.requires_grad for p in resize(model, 64).parameters())

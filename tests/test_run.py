@@ -20,12 +20,13 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from repmlp.locality import locality_index
+from repmlp.models.build import load_model
 from repmlp.runs import run as rows
 from repmlp.runs.key import run_key
 from repmlp.runs.launch import message_of
 from repmlp.runs.lock import run_lock
 from repmlp.runs.record import REQUIRED, read_record, record_path
-from repmlp.runs.run import execute
+from repmlp.runs.run import execute, run_label
 from repmlp.runs.settings import run_of
 from repmlp.training.classifier import Classifier
 
@@ -135,11 +136,34 @@ def test_rerun_runs_again_and_gives_the_same(finished, tmp_path):
     assert_same_result(config, finished)
 
 
+def test_a_row_with_a_shuffled_branch(tmp_path):
+    """The control of a study, through its moving average too, which must not average the order of the grid."""
+    config = tiny_config(tmp_path, "model.kernels=[1,3s]", "recipe.ema_decay=0.9")
+    assert "branches 1x1+3x3s" in run_label(config)
+    outcome = execute(config)
+    assert outcome.state == "finished", outcome.message
+    record = record_of(config)
+    assert record["kernels"] == [1, "3s"] and record["top1_pct"] == record["top1_merged_pct"]
+    assert 0 < record["merge_error"] < 2e-6
+    plain = tiny_config(tmp_path, "model.kernels=[1,3]", "recipe.epochs=1", "recipe.warmup_epochs=0")
+    assert execute(plain).state == "finished"
+    assert {k: record[k] for k in ("params", "params_paper_rule", "macs")} == {
+        k: record_of(plain)[k] for k in ("params", "params_paper_rule", "macs")
+    }
+    net, metadata = load_model(run_folder(config) / "model.safetensors")
+    assert json.loads(metadata["repmlp_model"])["kernels"] == [1, "3s"]
+    orders = [b for name, b in net.named_buffers() if name.endswith("permutation")]
+    assert all(sorted(order.tolist()) == list(range(len(order))) for order in orders)
+
+
 def test_key_ignores_paths_and_devices_and_sees_the_rest(tmp_path):
     key = run_key(tiny_config(tmp_path))
     for same in ("trainer.threads=1", "output_dir=elsewhere", "trainer.eval_every=5", "study=other", "rerun=true"):
         assert run_key(tiny_config(tmp_path, same)) == key, same
-    assert run_key(tiny_config(tmp_path, "model.kernels=[3,1]")) == key
+    for same in ("[3,1]", "[3x3,1]", "['1','3']"):
+        assert run_key(tiny_config(tmp_path, f"model.kernels={same}")) == key, same
+    control = run_key(tiny_config(tmp_path, "model.kernels=[1,3s]"))
+    assert run_key(tiny_config(tmp_path, "model.kernels=[3x3s,1]")) == control != key
     for other in ("seed=1", "model.kernels=[3]", "data.n_train=300", "recipe.epochs=3", "trainer.precision=bf16-mixed"):
         assert run_key(tiny_config(tmp_path, other)) != key, other
 
@@ -210,13 +234,15 @@ def refusal(folder: Path, *overrides: str) -> str:
     ("override", "words"),
     [
         ("model.share_sets=[3,16]", "share_sets=3 does not divide channels=16"),
-        ("model.kernels=[2]", "kernels=[2]"),
-        ("model.kernels=[-1]", "kernels=[-1]"),
         ("model.kernels=3", "model.kernels=3: use a list"),
         ("model.kernels=[1,a]", "model.kernels=[1, 'a']: branch 'a'"),
-        ("model.kernels=[3,3x3]", "stands there twice"),
         ("model.share_sets=a", "model.share_sets='a': use a list of whole numbers"),
         ("model.drop_path_rate=1.5", "model.drop_path_rate=1.5: use a number below 1"),
+        ("model.kernels=[2]", "kernels=[2]: branch 2x2: its sides have to be odd"),
+        ("model.kernels=[-1]", "kernels=[-1]"),
+        ("model.kernels=[3t]", "kernels=['3t']: branch '3t': use a size such as 3"),
+        ("model.kernels=[3,3x3]", "the branch 3x3 stands there twice"),
+        ("model.kernels=[3d8]", "kernels=['3d8']: of the branch 3x3d8 only middle taps ever lie on a map of 8x8"),
         ("recipe.warmup_epochs=2", "the warm-up has to be shorter"),
         ("recipe.batch_size=1000", "batch_size=1000 is more than the 200 training images"),
         ("recipe.batch_size=0", "recipe.batch_size=0: use a whole number, at least 1"),

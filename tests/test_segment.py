@@ -1,6 +1,7 @@
 """Runs of segmentation: record, resuming, weights to start from, mistakes; through execute and the command."""
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from repmlp.runs import run as rows
 from repmlp.runs.key import run_key
 from repmlp.runs.record import record_path
 from repmlp.runs.run import execute
+from repmlp.runs.settings import run_of
 
 CLASSIFIER = {
     "arch": "repmlpnet", "img_size": 32, "stem_stride": 4, "channels": [8, 16, 32, 64], "blocks": [1, 1, 1, 1],
@@ -80,7 +82,7 @@ def test_an_interrupted_row_goes_on_as_if_nothing_had_happened(finished, camvid,
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(rows.EpochLine, "on_train_epoch_start", stop)
+        patched.setattr(rows.History, "on_train_epoch_start", stop)
         with pytest.raises(KeyboardInterrupt):
             execute(config)
     assert execute(config).state == "finished"
@@ -101,7 +103,7 @@ def test_a_classifier_to_start_from_is_part_of_the_row_by_its_content(finished, 
     assert f"backbone from {files[0]}; fresh: downsamples.0, downsamples.1, downsamples.2" in caplog.text
     record = json.loads(record_path(config["results_dir"], config["study"], outcome.key).read_text())
     assert str(tmp_path) not in json.dumps(record) and len(record["config"]["model"]["backbone"]) == 64
-    keys = {run_key(rows.with_backbone(each)) for each in (one, other, finished)}
+    keys = {run_key(asdict(rows.with_identities(run_of(each)))) for each in (one, other, finished)}
     assert len(keys) == 3
     moved = tmp_path / "moved.safetensors"
     moved.write_bytes(files[0].read_bytes())
@@ -112,8 +114,8 @@ def test_the_backbone_really_starts_from_the_weights(camvid, tmp_path):
     file = tmp_path / "classifier.safetensors"
     save_model(file, build_model(CLASSIFIER, 7), CLASSIFIER)
     task = rows.TASKS["segmentation"]
-    config = tiny(tmp_path, camvid, f"backbone={file}")
-    net = task.build_net(config, task.build_data(config))
+    settings = run_of(tiny(tmp_path, camvid, f"backbone={file}"))
+    net = task.build_net(settings, task.build_data(settings))
     name = "stages.2.0.block.channel_perceptron.weight"
     assert net.backbone.state_dict()[name].equal(read(file)[name])
 
@@ -124,22 +126,26 @@ def test_the_backbone_really_starts_from_the_weights(camvid, tmp_path):
         (["backbone=nowhere.pth"], ["backbone=nowhere.pth", "no such file"]),
         (["data.crop_size=[30,64]"], ["data.crop_size=[30, 64]", "32"]),
         (["recipe.schedule=steps"], ["recipe.schedule='steps'", "cosine or poly"]),
-        (["recipe.window=[30,32]"], ["window=[30, 32]", "multiples of 32"]),
-        (["recipe.window=512"], ["window=512", "[height, width]"]),
+        (["recipe.window=[30,32]"], ["recipe.window=[30, 32]", "multiples of 32"]),
+        (["recipe.window=512"], ["recipe.window", "int is not a"]),
         (["recipe=cifar100", "recipe.batch_size=4"], ["the recipe lacks auxiliary_weight and window"]),
-        (["recipe.auxiliary_weight=abc"], ["recipe.auxiliary_weight='abc'"]),
+        (["recipe.auxiliary_weight=abc"], ["recipe.auxiliary_weight: Value 'abc'"]),
         (["recipe.batch_size=1"], ["recipe.batch_size=1 on 1 process", "two images"]),
-        (["task=x"], ["task=x", "classification or segmentation"]),
-        (["task=classification"], ["model=upernet_slim labels pixels", "segment.py"]),
+        (["task=x"], ["task='x'", "classification or segmentation"]),
+        (["task=classification"], ["there is no setting recipe.auxiliary_weight"]),
         (["model.embed_kernel=4"], ["embed_kernel=4", "odd"]),
         (["model.encoder=resnet10t"], ["resnet10t is no RepMLPNet"]),
         (["data.root=nowhere"], ["nowhere", "data.root=FOLDER"]),
     ],
 )
 def test_mistakes_are_one_line(camvid, tmp_path, overrides, words):
-    outcome = execute(tiny(tmp_path, camvid, *overrides))
-    assert outcome.state == "failed" and "\n" not in outcome.message
-    assert all(word in outcome.message for word in words), outcome.message
+    try:
+        outcome = execute(tiny(tmp_path, camvid, *overrides))
+        message = outcome.message
+        assert outcome.state == "failed"
+    except HydraException as error:
+        message = message_of(error)
+    assert "\n" not in message and all(word in message for word in words), message
 
 
 def test_a_classifier_takes_no_backbone_and_masks_no_classifier(tmp_path, camvid):
@@ -172,14 +178,14 @@ def test_other_backbones_start_from_timms_weights(camvid, tmp_path):
     save_file(weights, file)
     task = rows.TASKS["segmentation"]
     config = compose_config("model=upernet_slim_resnet", f"backbone={file}", f"data.root={camvid}", name="segment")
-    net = task.build_net(config, task.build_data(config))
+    net = task.build_net(run_of(config), task.build_data(run_of(config)))
     own = net.backbone.state_dict()
     assert len(own) > 100 and all(own[name].equal(weights[name]) for name in own)
 
     wrong = {"model": CLASSIFIER, "file": tmp_path / "repmlpnet.safetensors"}
     save_model(wrong["file"], build_model(wrong["model"], 7), wrong["model"])
     with pytest.raises(ValueError, match=r"repmlpnet\.safetensors: conv1\.0\.weight is missing: .*resnet18d"):
-        task.build_net({**config, "backbone": str(wrong["file"])}, task.build_data(config))
+        task.build_net(run_of({**config, "backbone": str(wrong["file"])}), task.build_data(run_of(config)))
     outcome = execute(tiny(tmp_path, camvid, f"backbone={file}"))
     assert outcome.state == "failed" and "resnet.safetensors: these weights have none of the formats" in outcome.message
 

@@ -60,8 +60,9 @@ def test_compiling_reaches_what_training_runs():
     assert torch._dynamo.utils.counters["frames"]["ok"] > 0
 
 
-def test_merging_through_the_wrapper_leaves_no_branch_and_the_same_logits():
-    net = tiny().double()
+@pytest.mark.parametrize("kernels", [[1, 3], [1, "3s", "1x3"]])
+def test_merging_through_the_wrapper_leaves_no_branch_and_the_same_logits(kernels):
+    net = tiny(kernels=kernels).double()
     merged = timm.utils.reparameterize_model(net)
     images = torch.randn(2, 3, 96, 64, dtype=torch.float64)
     expected = net(images)

@@ -15,6 +15,7 @@ from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
 from repmlp import checkpoints
+from repmlp.branches import BranchSpec, values
 from repmlp.injection import InjectedLinear, inject_locality
 from repmlp.layers import SetSharingFC
 from repmlp.models.repmlpnet import RepMLPNet
@@ -33,7 +34,7 @@ class Checkpoint(NamedTuple):
 
 def build_timm(
     variant: str,
-    kernels: Sequence[int] = (),
+    kernels: Sequence[BranchSpec | int | str] = (),
     *,
     img_size: int | None = None,
     num_classes: int,
@@ -43,7 +44,7 @@ def build_timm(
 ) -> nn.Module:
     """Build a model by its timm name, untrained; branches are injected into one that is not RepMLPNet.
 
-    variant: e.g. "repmlpnet_t224" or "resmlp_12_224". kernels: branch sizes, () for none. img_size: pixels; given to
+    variant: e.g. "repmlpnet_t224" or "resmlp_12_224". kernels: branches, () for none. img_size: pixels; given to
     models that are built for one size (others take any). inference_mode: without branches, to load merged weights into.
     arguments, more: of the model's constructor.
     Raises ValueError for an unknown name, and where branches fit no layer; see inject_locality.
@@ -57,7 +58,7 @@ def build_timm(
         given["img_size"] = img_size
     if ours:
         return timm.create_model(
-            variant, num_classes=num_classes, kernels=tuple(kernels), inference_mode=inference_mode, **given
+            variant, num_classes=num_classes, kernels=values(kernels), inference_mode=inference_mode, **given
         )
     model = timm.create_model(variant, num_classes=num_classes, **given)
     if not kernels or inference_mode:

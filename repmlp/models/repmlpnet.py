@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from repmlp.branches import BranchSpec
 from repmlp.layers import RepMLPBlock
 
 
@@ -99,7 +100,7 @@ class RepMLPNetUnit(nn.Module):
         channels: int,
         size: tuple[int, int],
         share_sets: int,
-        kernels: Sequence[int],
+        kernels: Sequence[BranchSpec | int | str],
         *,
         global_perceptron: bool = True,
         drop_path: float = 0.0,
@@ -127,7 +128,7 @@ class RepMLPNet(nn.Module):
 
     img_size: side of the square image it is trained on, or (height, width), in pixels; multiples of
     stem_stride * 2**(stages - 1). stem_stride: patch size of the stem. channels, blocks, share_sets: one number a
-    stage; share_sets[i] divides channels[i]. kernels: branch sizes, () for none. global_perceptron: whether every
+    stage; share_sets[i] divides channels[i]. kernels: branches, () for none. global_perceptron: whether every
     block has one. embed_kernel: None for 2x2 embeddings between stages; an odd k >= 3 for k x k ones that overlap, for
     dense prediction (Section 5.3, see OverlappingEmbedding). num_classes: 0 for no classifier. in_chans: channels of
     the image. global_pool: "avg", or "" to leave the map as it is. drop_rate: dropout before the classifier.
@@ -146,7 +147,7 @@ class RepMLPNet(nn.Module):
         channels: Sequence[int] = (128, 256),
         blocks: Sequence[int] = (6, 6),
         share_sets: Sequence[int] = (8, 32),
-        kernels: Sequence[int] = (1, 3),
+        kernels: Sequence[BranchSpec | int | str] = (1, 3),
         *,
         global_perceptron: bool = True,
         embed_kernel: int | None = None,

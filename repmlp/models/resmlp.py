@@ -18,6 +18,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, mlp_mixer, register_model
 from torch import Tensor, nn
 
+from repmlp.branches import BranchSpec
 from repmlp.layers import SetSharingFC
 
 
@@ -40,7 +41,7 @@ class ResMLPBlock(nn.Module):
         self,
         channels: int,
         size: tuple[int, int],
-        kernels: Sequence[int],
+        kernels: Sequence[BranchSpec | int | str],
         *,
         layer_scale: float,
         expansion: int = 4,
@@ -70,7 +71,7 @@ class ResMLP(nn.Module):
     multiply-accumulates without branches.
 
     img_size, patch_size: pixels; the map is (img_size/patch_size) squared. depth: blocks. width: channels.
-    kernels: branch sizes, () for none. layer_scale: initial value (0.1 for 12 layers in ResMLP; 1e-5 for 24).
+    kernels: branches, () for none. layer_scale: initial value (0.1 for 12 layers in ResMLP; 1e-5 for 24).
     init_std: standard deviation of the truncated normal that linear weights start from; biases start at 0.
     inference_mode: build the merged form, to load merged weights into.
 
@@ -84,7 +85,7 @@ class ResMLP(nn.Module):
         patch_size: int = 2,
         depth: int = 12,
         width: int = 256,
-        kernels: Sequence[int] = (1, 3),
+        kernels: Sequence[BranchSpec | int | str] = (1, 3),
         *,
         layer_scale: float = 0.1,
         init_std: float = 0.02,

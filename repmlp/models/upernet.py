@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repmlp import checkpoints
+from repmlp.branches import BranchSpec, values
 from repmlp.models.repmlpnet import RepMLPNet
 
 STRIDE = 32  # of the backbones' last map
@@ -70,7 +71,7 @@ def build_upernet(
     num_classes: int,
     *,
     img_size: int | None = None,
-    kernels: Sequence[int] = (),
+    kernels: Sequence[BranchSpec | int | str] = (),
     embed_kernel: int | None = None,
     decoder_channels: int = 512,
     auxiliary_channels: int = 256,
@@ -99,7 +100,7 @@ def build_upernet(
     given = dict(arguments or {})
     ours = timm.model_entrypoint(encoder).__module__ == RepMLPNet.__module__
     if ours:
-        given |= {"kernels": tuple(kernels), "embed_kernel": embed_kernel, "inference_mode": inference_mode}
+        given |= {"kernels": values(kernels), "embed_kernel": embed_kernel, "inference_mode": inference_mode}
         if img_size is not None:
             given["img_size"] = img_size
     elif kernels or embed_kernel is not None or img_size is not None:

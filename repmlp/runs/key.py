@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from repmlp import branches
 from repmlp.runs.settings import ALWAYS, CHANGED, NEVER, PARTS, Data
 
 if TYPE_CHECKING:
@@ -20,9 +21,9 @@ def config_key(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def branch_label(kernels: Iterable[int]) -> str:
-    """Write the sizes of branches as tables and progress lines show them: "1x1+3x3", or "none"."""
-    return "+".join(f"{k}x{k}" for k in kernels) or "none"
+def branch_label(kernels: Iterable[int | str]) -> str:
+    """Write branches as tables and progress lines show them: "1x1+3x3", or "none"."""
+    return branches.label(kernels)
 
 
 # Fields of `data` that say where the images come from and who decodes them, not which they are.
@@ -49,7 +50,7 @@ def determining(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     parts = {name: _kept(PARTS[name], config[name]) for name in ("model", "data", "recipe")}
     if isinstance(parts["model"].get("kernels"), list):
-        parts["model"]["kernels"] = sorted(parts["model"]["kernels"], key=str)
+        parts["model"]["kernels"] = sorted(branches.values(parts["model"]["kernels"]), key=str)
     trainer = config["trainer"]
     # More processes split a batch, and batch norm sees the share of a process unless it is synchronised.
     processes = trainer.get("devices", 1) * trainer.get("num_nodes", 1)

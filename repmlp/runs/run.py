@@ -26,6 +26,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from repmlp import branches
 from repmlp.cost import count_macs, count_params, count_params_paper
 from repmlp.locality import network_profiles
 from repmlp.models.build import check_state_dict, save_model
@@ -68,7 +69,11 @@ def run_label(config: Mapping[str, Any]) -> str:
     """Say in words which run this is."""
     model = config["model"]
     kernels, share_sets = (v if isinstance(v, list) else [v] for v in (model.get("kernels"), model.get("share_sets")))
-    parts = [str(model["name"]), "branches " + branch_label(kernels)]
+    try:
+        shown = branch_label(kernels)
+    except ValueError:  # a mistake, which the run itself tells of
+        shown = ",".join(map(str, kernels))
+    parts = [str(model["name"]), "branches " + shown]
     if "share_sets" in model:
         parts.append("S=" + ",".join(map(str, share_sets)))
     if not model.get("global_perceptron", True):
@@ -314,7 +319,7 @@ def _description(settings: Run, data: Any) -> dict[str, Any]:
         "study": settings.study,
         "sweep": settings.sweep,
         "model": model["name"],
-        "kernels": sorted(model["kernels"]),
+        "kernels": branches.values(model["kernels"]),
         "share_sets": model.get("share_sets"),
         "global_perceptron": model.get("global_perceptron"),
         "data": settings.data.get("label") or settings.data["name"],

@@ -120,6 +120,8 @@ def check_names(part: str, given: Mapping[str, Any], labels: tuple[str, ...], bu
         names |= dict.fromkeys(p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
+    else:  # it hands anything else on, so that what it builds says which arguments it has not
+        return
     for name in (
         "self",
         "batch_size",

@@ -6,15 +6,30 @@ import time
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+from torch.optim.swa_utils import get_ema_avg_fn
 
 from repmlp.locality import kernel_map
 from repmlp.models.build import SPATIAL_LAYERS
 
 
-class AveragedWeights(EMAWeightAveraging):
-    """Lightning's moving average; the network has it in the end even where a run goes on after its last epoch."""
+class AveragedWeights(WeightAveraging):
+    """Lightning's moving average; the network has it in the end even where a run goes on after its last epoch.
+
+    Whole numbers (the order of a shuffled grid, counts of batches) are no averages but those of the last step: the mean
+    of two equal ones, computed with fractions and cut off, may be one less.
+
+    decay: share that the average keeps at each step.
+    """
+
+    def __init__(self, decay: float):
+        super().__init__(avg_fn=self._average)
+        self._of_floats = get_ema_avg_fn(decay)
+
+    def _average(self, average: Tensor, current: Tensor, steps: Tensor | int) -> Tensor:
+        return self._of_floats(average, current, steps) if average.is_floating_point() else current
 
     def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.on_train_end(trainer, module)  # not called where there is nothing left to train
