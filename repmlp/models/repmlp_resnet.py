@@ -419,16 +419,15 @@ def arguments_of(weights: Mapping[str, Tensor]) -> dict[str, Any]:
         raise ValueError("these weights have no four stages of blocks")
     found: dict[str, list[Any]] = {"stages": [], "reductions": [], "groups": [], "global_reductions": []}
     sides, kinds, kernels = set(), set(), set()
-    sizes = [1]
+    # of the image's side: what the number of partitions leaves open
+    above, most = [0], []
     for i, (stage, layer) in enumerate(STAGES.items()):
-        fc3 = next(
-            (name for name in weights if re.fullmatch(rf"{layer}\.\d+\.repmlp\.partition_perceptron\.weight", name)),
-            None,
-        )
-        if fc3 is None:
+        first = next((name for name in weights if re.match(rf"{layer}\.\d+\.repmlp\.", name)), None)
+        if first is None:
             continue
-        block = fc3.partition(".repmlp.")[0]
+        block = first.partition(".repmlp.")[0]
         repmlp = f"{block}.repmlp"
+        fc3 = f"{repmlp}.partition_perceptron.weight"
         groups, _, columns = shape(fc3)
         outer, inner = shape(f"{block}.conv1.weight")[1], shape(f"{block}.conv2.weight")[1]
         kinds.add("bottleneck" if f"{block}.conv4.weight" in weights else "light")
@@ -448,20 +447,25 @@ def arguments_of(weights: Mapping[str, Tensor]) -> dict[str, Any]:
         rows = math.isqrt(features // inner)
         if rows**2 * inner != features:
             raise ValueError(f"{repmlp}: {features / inner:g} partitions are no square number")
-        sizes.append(rows * side * 4 * 2**i)
+        above.append(max((rows - 1) * side, side - 1) * 4 * 2**i)
+        most.append(rows * side * 4 * 2**i)
         names = (re.match(rf"{re.escape(repmlp)}\.\w+\.local_perceptron\.convs\.(\w+)\.", name) for name in weights)
         kernels |= {int(m[1]) if m[1].isdigit() else m[1] for m in names if m}
     if len(sides) != 1 or len(kinds) != 1:
         raise ValueError("these weights have no RepMLP block, or blocks of several kinds or partitions")
+    gates = any(".global_perceptron." in name for name in weights)
+    img_size = min(most) if gates else max(most)  # without Global Perceptrons any map goes through
+    if gates and img_size <= max(above):
+        raise ValueError("no image has as many partitions in every stage as the Global Perceptrons of these weights")
     return {
         "layers": tuple(len(each) for each in blocks),
         "channels": tuple(planes),
         "base_width": 64 * shape("layer1.0.conv2.weight")[0] // planes[0],
-        "img_size": max(sizes),
+        "img_size": img_size,
         "block": kinds.pop(),
         "partition": sides.pop(),
         "kernels": values(kernels),
-        "global_perceptron": any(".global_perceptron." in name for name in weights),
+        "global_perceptron": gates,
         "num_classes": shape("fc.weight")[0] if "fc.weight" in weights else 0,
         "in_chans": shape("conv1.weight")[1],
         "inference_mode": any(name.endswith(".partition_perceptron.bias") for name in weights),
