@@ -1,12 +1,13 @@
 """Locality Injection for vision MLPs: train with convolutions beside fully-connected layers, deploy without them."""
 
-import repmlp.models.mixers  # noqa: F401  (registers its networks with timm)
+import repmlp.models.face
+import repmlp.models.mixers  # noqa: F401  (both register their networks with timm)
 from repmlp.deployment import DeployedRepMLPNet, deploy
 from repmlp.folding import fold_batch_norms
 from repmlp.injection import InjectedLinear, inject_locality, merge_locality
 from repmlp.layers import GlobalPerceptron, LocalPerceptron, RepMLPBlock, SetSharingFC
 from repmlp.models.build import build_model, load_model, save_model
-from repmlp.models.repmlp_resnet import RepMLPResNet, insert, load_older, resize_partitions
+from repmlp.models.repmlp_resnet import RepMLPResNet, insert, load_older, load_older_backbone, resize_partitions
 from repmlp.models.repmlpnet import RepMLPNet
 from repmlp.models.resmlp import ResMLP
 from repmlp.reparam import BatchNormStats, Branch, conv_to_fc, fuse_bn, merge_branches
@@ -37,6 +38,7 @@ __all__ = [
     "insert",
     "load_model",
     "load_older",
+    "load_older_backbone",
     "merge_branches",
     "merge_locality",
     "resize",

@@ -6,8 +6,6 @@ blocks alone, which have a reparameterize(); ResNets, their heads and the nets o
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from timm.utils import reparameterize_model
 from torch import nn
@@ -36,11 +34,6 @@ def fold_batch_norms(model: nn.Module) -> nn.Module:
     if left:
         raise ValueError(f"the batch norm {left[0]} stands behind no convolution, so that it cannot be folded")
     return model[0]
-
-
-def fold_structure(model: nn.Module) -> nn.Module:
-    """Return a copy of a network on the meta device in the form of `fold_batch_norms`, to load folded weights into."""
-    return fold_batch_norms(copy.deepcopy(model).to("meta").eval())
 
 
 def _pairs(parent: nn.Module) -> list[tuple[str, str]]:

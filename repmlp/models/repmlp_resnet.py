@@ -401,6 +401,42 @@ def load_older(source: Path | str | Mapping[str, Any]) -> ResNet:
     return model.eval()
 
 
+def load_older_backbone(backbone: ResNet, state_dict: Mapping[str, Any]) -> list[str]:
+    """Load a classifier's weights into a backbone for images of another size or stride, in place.
+
+    Paper: RepMLP Section 4.4, where RepMLP-Res50-g4/8 for 320 pixels goes into PSPNet at 713. FC1 and FC2 depend on
+    how many partitions a map has; where they are of another shape than the weights' they stay fresh, and a Global
+    Perceptron that the weights lack stays fresh as a whole. The classifier is ignored where the backbone has none.
+
+    backbone: a ResNet with RepMLP blocks, no wrapper. state_dict: of a whole network, of the older code or ours.
+    Returns the names of the modules that stay fresh.
+    Raises TypeError for another kind of model; ValueError, before anything is changed, as checkpoint_filter_fn does and
+    for any other difference, naming the first.
+    """
+    _check_resnet(backbone)
+    weights, own = checkpoint_filter_fn(state_dict, backbone), backbone.state_dict()
+    chosen, fresh = {}, {}
+    for name, tensor in own.items():
+        module, _, rest = name.partition(".global_perceptron.")
+        found = weights.get(name)
+        if found is not None and found.shape == tensor.shape:
+            chosen[name] = found
+        elif found is None and name.endswith("num_batches_tracked") and name[:-19] + "running_mean" in weights:
+            chosen[name] = torch.zeros_like(tensor)
+        elif rest.startswith("fc") or (rest and f"{module}.global_perceptron.fc1.weight" not in weights):
+            chosen[name] = tensor
+            whole = f"{module}.global_perceptron"
+            fresh[f"{whole}.{rest[:3]}" if f"{whole}.fc1.weight" in weights else whole] = None
+        else:
+            there = "missing" if found is None else tuple(found.shape)
+            raise ValueError(f"{name} is {there} there and {tuple(tensor.shape)} here: build the same network")
+    for name in weights:
+        if name not in own and not name.startswith("fc.") and ".global_perceptron." not in name:
+            raise ValueError(f"{name} is missing here: build the same network")
+    backbone.load_state_dict(chosen)
+    return list(fresh)
+
+
 def arguments_of(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     """Infer the arguments of RepMLPResNet from its weights, in our names.
 
