@@ -13,6 +13,7 @@ from torch import nn
 
 from repmlp import RepMLP
 from repmlp.branches import parse
+from repmlp.locality import group_kernel_map, network_profiles, uniform_profile
 from repmlp.repmlp_block import PartitionPerceptron
 
 KERNELS = [(), (1,), (3,), (1, 3, 5), (5, "1x3", "3x1"), ("3d2", 1)]
@@ -250,3 +251,35 @@ def test_bad_input(arguments, message):
 def test_layer_refuses_other_maps():
     with pytest.raises(ValueError, match=r"got maps of shape \(4, 3, 3\), this layer takes \(4, 3, 2\)"):
         PartitionPerceptron(4, 4, (3, 2), kernels=())(torch.zeros(1, 4, 3, 3))
+
+
+def test_kernel_map_of_the_older_paper():
+    """Figure 5: one output number's weights over one input channel, log magnitude over the smallest of all groups."""
+    weight = torch.linspace(1, 2, 2 * 12 * 18).view(2, 12, 18).clone()  # g = 2, O/g = 2, C/g = 3, maps of 2x3
+    weight[0, 0, 0], weight[1, 11, 17] = 0.25, -0.0
+    found = group_kernel_map(weight, (2, 3), out_channel=3, point=(1, 2), in_channel=2)
+    # channel 3 is the second of group 1: rows 6 to 11 of its matrix, the last of them; columns 12 to 17
+    expected = torch.log(weight[1, 11, 12:18].double().clamp_min(0.25) / 0.25).view(2, 3)
+    torch.testing.assert_close(found, expected)
+    assert found[1, 2] == 0
+    for arguments, message in (
+        ({"out_channel": 4}, "output channel 4, input channel 0: there are 4 output channels and 3 input channels"),
+        ({"in_channel": 3}, "there are 4 output channels and 3 input channels a group"),
+        ({"point": (2, 0)}, r"point \(2, 0\) lies outside the 2x3 map"),
+        ({"size": (5, 3)}, r"a weight of shape \(2, 12, 18\) is no layer over maps of 5x3"),
+    ):
+        given = {"size": (2, 3), "out_channel": 0, "point": (0, 0), "in_channel": 0} | arguments
+        with pytest.raises(ValueError, match=message):
+            group_kernel_map(weight, **given)
+
+
+def test_locality_profiles_of_a_block():
+    """An FC3 of 1x1 branches alone is as local as can be; a flat one is not, and a branch makes it more local."""
+    fc3 = PartitionPerceptron(4, 4, (5, 5), 2, (1,)).eval()
+    nn.init.zeros_(fc3.weight)
+    (profile,) = network_profiles(fc3)
+    assert profile["injected"] == [1.0] * 5 and profile["trained"] == [0.0] * 5
+    nn.init.constant_(fc3.weight, 0.01)
+    (profile,) = network_profiles(fc3)
+    assert profile["trained"] == pytest.approx(uniform_profile((5, 5)), abs=1e-6)
+    assert profile["injected"][0] > 2 * profile["trained"][0]
