@@ -210,8 +210,8 @@ def tables(benchmark: pd.DataFrame | None = None) -> dict[str, tuple[str, str, p
         ),
         "older_claims": (
             "RepMLP (arXiv 2105.01883): one network against another",
-            "Counts with batch norms folded. The printed FLOPs against MobileFaceNet do not come out for the network as it "
-            "is described. A dash: no measurement of ours.",
+            "Counts with batch norms folded. The printed FLOPs against MobileFaceNet do not come out for the network "
+            "as it is described. A dash: no measurement of ours.",
             claims_table(benchmark),
         ),
     }
