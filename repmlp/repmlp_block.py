@@ -185,18 +185,19 @@ class PartitionPerceptron(nn.Module):
                 f"got maps of shape {tuple(x.shape[1:])}, this layer takes {(self.in_channels, *self.size)} "
                 "(RepMLP cuts larger maps into partitions)"
             )
+        n = x.shape[0]  # not len(), which torch.export takes for a constant
         # (N, C, h, w) -> (g, N, C/g*h*w)
-        maps = x.reshape(len(x), self.groups, -1).transpose(0, 1)
+        maps = x.reshape(n, self.groups, -1).transpose(0, 1)
         if self.bias is None:
             out = torch.bmm(maps, self.weight.transpose(1, 2))
         else:
             out = torch.baddbmm(self.bias.unsqueeze(1), maps, self.weight.transpose(1, 2))
         # (g, N, O/g*h*w) -> (N, O*h*w)
-        out = out.transpose(0, 1).reshape(len(x), -1)
+        out = out.transpose(0, 1).reshape(n, -1)
         if self.norm is not None:
             out = self.norm(out)
         # (N, O*h*w) -> (N, O, h, w)
-        out = out.view(len(x), self.out_channels, *self.size)
+        out = out.view(n, self.out_channels, *self.size)
         return out if self.local_perceptron is None else out + self.local_perceptron(x)
 
     def merged(self, branches: bool = True) -> tuple[Tensor, Tensor]:

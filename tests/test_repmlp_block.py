@@ -283,3 +283,16 @@ def test_locality_profiles_of_a_block():
     (profile,) = network_profiles(fc3)
     assert profile["trained"] == pytest.approx(uniform_profile((5, 5)), abs=1e-6)
     assert profile["injected"][0] > 2 * profile["trained"][0]
+
+
+@torch.no_grad()
+def test_memory_formats_and_free_batch_size():
+    """Channels-last maps give the same, and torch.export leaves the number of images free."""
+    block = randomise_norms(small()).eval()
+    x = torch.randn(3, 8, 13, 9)
+    torch.testing.assert_close(block(x.contiguous(memory_format=torch.channels_last)), block(x))
+    for form in (block, timm.utils.reparameterize_model(nn.Sequential(block))):
+        batch = torch.export.Dim("batch", min=1, max=64)
+        program = torch.export.export(form, (x,), dynamic_shapes=({0: batch},))
+        five = torch.randn(5, 8, 13, 9)
+        torch.testing.assert_close(program.module()(five), form(five))
