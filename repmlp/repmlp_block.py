@@ -8,6 +8,7 @@ Unlike the set-sharing FC of RepMLPNet, FC3 mixes the channels of a group with t
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -86,8 +87,6 @@ class GroupLocalPerceptron(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, groups: int, kernels: Iterable[BranchSpec | int | str]):
         super().__init__()
         self.specs = parse_all(kernels)
-        if shuffled := [spec for spec in self.specs if spec.shuffled]:
-            raise ValueError(f"branch {shuffled[0].label}: RepMLP has no branches on a shuffled grid")
         self.convs = nn.ModuleDict()
         for spec in self.specs:
             self.convs[str(spec.value)] = nn.Conv2d(
@@ -103,16 +102,35 @@ class GroupLocalPerceptron(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out = 0
-        for name, conv in self.convs.items():
-            out = out + self.norms[name](conv(x))
+        for spec, (name, conv) in zip(self.specs, self.convs.items(), strict=True):
+            if spec.shuffled:
+                order, back = _shuffled_order(x.shape[2:], x.device)
+                # (N, C, h, w) -> (N, C, h*w), positions in another order -> (N, C, h, w), and back
+                y = self.norms[name](conv(x.flatten(2)[:, :, order].view(x.shape)))
+                y = y.flatten(2)[:, :, back].view(y.shape)
+            else:
+                y = self.norms[name](conv(x))
+            out = out + y
         return out
 
-    def branches(self) -> list[Branch]:
-        """Return the convolutions as plain tensors, ready for `reparam.merge_branches`."""
+    def branches(self, shuffled: bool = False) -> list[Branch]:
+        """Return the convolutions on the map, or those on the shuffled grid, ready for `reparam.merge_branches`."""
         return [
-            Branch(_undilated(conv.weight, conv.dilation[0]), None, batch_norm_stats(self.norms[name]))
-            for name, conv in self.convs.items()
+            Branch(_undilated(conv.weight, spec.dilation), None, batch_norm_stats(self.norms[name]))
+            for spec, (name, conv) in zip(self.specs, self.convs.items(), strict=True)
+            if spec.shuffled is shuffled
         ]
+
+
+def _shuffled_order(size: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return which position of an h x w map stands at each place of its shuffled grid, and the way back, (h*w,) each.
+
+    Fixed: drawn from a seed of its own, the same for every layer with maps of this size.
+    """
+    order = list(range(size[0] * size[1]))
+    random.Random(0).shuffle(order)
+    order = torch.tensor(order, device=device)
+    return order, order.argsort()
 
 
 def _undilated(kernel: Tensor, dilation: int) -> Tensor:
@@ -210,11 +228,24 @@ class PartitionPerceptron(nn.Module):
         bias = None if self.bias is None else self.bias.flatten()
         # its features are the rows of all groups: (g, O/g*h*w, C/g*h*w) -> (O*h*w, C/g*h*w)
         weight, bias = fuse_bn(self.weight.flatten(0, 1), bias, norm, torch.float64)
-        local = self.local_perceptron.branches() if branches and self.local_perceptron is not None else []
-        weight, bias = merge_branches(
-            weight.view_as(self.weight), bias.view(self.groups, -1), local, self.size, groups=self.groups
-        )
+        weight, bias = weight.view_as(self.weight), bias.view(self.groups, -1)
+        for shuffled in (False, True) if branches and self.local_perceptron is not None else ():
+            if local := self.local_perceptron.branches(shuffled):
+                order, back = _shuffled_order(self.size, weight.device)
+                if shuffled:
+                    weight, bias = self._reordered(weight, bias, order)
+                weight, bias = merge_branches(weight, bias, local, self.size, groups=self.groups)
+                if shuffled:
+                    weight, bias = self._reordered(weight, bias, back)
         return weight.to(self.weight.dtype), bias.to(self.weight.dtype)
+
+    def _reordered(self, weight: Tensor, bias: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
+        """Put the positions of input and output maps into another order, the same for every channel."""
+        positions = len(order)
+        # (g, O/g*h*w, C/g*h*w) -> (g, O/g, h*w, C/g, h*w), reordered, and back
+        split = weight.view(self.groups, -1, positions, self.in_channels // self.groups, positions)
+        bias = bias.view(self.groups, -1, positions)[:, :, order].reshape(bias.shape)
+        return split[:, :, order][..., order].reshape(weight.shape), bias
 
     @torch.no_grad()
     def reparameterize(self) -> None:

@@ -1,6 +1,7 @@
 """The older block against its definition, merged against train-time, over map sizes, groups and partitions."""
 
 import copy
+import random
 
 import pytest
 import timm
@@ -16,7 +17,7 @@ from repmlp.branches import parse
 from repmlp.locality import group_kernel_map, network_profiles, uniform_profile
 from repmlp.repmlp_block import PartitionPerceptron
 
-KERNELS = [(), (1,), (3,), (1, 3, 5), (5, "1x3", "3x1"), ("3d2", 1)]
+KERNELS = [(), (1,), (3,), (1, 3, 5), (5, "1x3", "3x1"), ("3d2", 1), (1, "3s"), (3, "3s", "5s")]
 shapes = st.fixed_dictionaries(
     {
         "h": st.integers(5, 6),
@@ -65,6 +66,12 @@ def normalised(y: torch.Tensor, norm: nn.Module, index) -> torch.Tensor:
     return (y - norm.running_mean[index]) / root * norm.weight[index] + norm.bias[index]
 
 
+def shuffled_order(h: int, w: int) -> list[int]:
+    order = list(range(h * w))
+    random.Random(0).shuffle(order)
+    return order
+
+
 def by_definition(block: RepMLP, x: torch.Tensor) -> torch.Tensor:
     """Compute a block image by image and partition by partition, with none of the library's reshapes."""
     (h, w), (height, width), fc3 = block.size, x.shape[2:], block.partition_perceptron
@@ -91,7 +98,14 @@ def by_definition(block: RepMLP, x: torch.Tensor) -> torch.Tensor:
                     result = normalised(features[j], fc3.norm, numbers)
                     for name, conv in () if fc3.local_perceptron is None else fc3.local_perceptron.convs.items():
                         kernel, spec = conv.weight[channel], parse(int(name) if name.isdigit() else name)
-                        y_ = F.conv2d(inputs[None], kernel[None], padding=spec.padding, dilation=spec.dilation)[0, 0]
+                        seen, order = inputs, shuffled_order(h, w)
+                        if spec.shuffled:
+                            seen = inputs.flatten(1)[:, order].view(inputs.shape)
+                        y_ = F.conv2d(seen[None], kernel[None], padding=spec.padding, dilation=spec.dilation)[0, 0]
+                        if spec.shuffled:  # what stands at place i of the shuffled grid belongs to position order[i]
+                            unshuffled = torch.empty_like(y_).flatten()
+                            unshuffled[order] = y_.flatten()
+                            y_ = unshuffled.view(h, w)
                         result = result + normalised(y_, fc3.local_perceptron.norms[name], channel)
                     out[n, channel, y, z] = result
     return out[:, :, :height, :width]
