@@ -16,7 +16,7 @@ from timm.models.resnet import Bottleneck, ResNet
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-import repmlp
+import repmlp.export
 from repmlp import RepMLP, RepMLPResNet, fold_batch_norms, insert, load_older, resize_partitions
 from repmlp.cost import count_macs, count_params
 from repmlp.models.repmlp_resnet import RepMLPBottleneck, RepMLPLight, map_sizes
@@ -520,3 +520,23 @@ def test_files_that_fit_nothing_are_refused(change, message, tmp_path):
     with pytest.raises(ValueError, match=message) as error:
         load_older(tmp_path / "w.pth")
     assert str(tmp_path / "w.pth") in str(error.value) and "\n" not in str(error.value)
+
+
+@torch.no_grad()
+def test_configurations_and_files(tmp_path):
+    """By a configuration of any timm model, branches included, and through a file of ours, as trained and merged."""
+    arguments = {name: SMALL[name] for name in ("layers", "channels", "partition", "groups")}
+    config = {"arch": "timm", "variant": "repmlp_res50_224", "img_size": 56, "kernels": [1, "1x3"]}
+    config["arguments"] = arguments
+    model = randomise_norms(repmlp.build_model(config, 5)).eval()
+    assert model.layer2[1].repmlp.partition_perceptron.kernels == (1, "1x3")
+    assert repmlp.export.image_size(model, config) == (56, 56)
+    x = torch.randn(2, 3, 56, 56)
+    for name in ("train", "merged"):
+        repmlp.save_model(tmp_path / f"{name}.safetensors", model, config)
+        again, _ = repmlp.load_model(tmp_path / f"{name}.safetensors")
+        assert torch.equal(again(x), model(x))
+        model.reparameterize()
+    bare = repmlp.build_model({**config, "kernels": []}, 5)
+    assert bare.layer2[1].repmlp.partition_perceptron.kernels == ()
+    assert repmlp.export.image_size(RepMLPResNet(**{**SMALL, "img_size": (56, 64)})) == (56, 64)
