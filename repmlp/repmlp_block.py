@@ -302,14 +302,11 @@ class RepMLP(nn.Module):
         self.any_map = not global_perceptron
         self.global_perceptron = None
         if global_perceptron and self.partitions != (1, 1):
-            self.global_perceptron = self._global_perceptron(inference_mode)
+            self.global_perceptron = PartitionGlobalPerceptron(
+                in_channels, self.size, self.partitions, global_reduction, inference_mode=inference_mode
+            )
         self.partition_perceptron = PartitionPerceptron(
             in_channels, out_channels, self.size, groups, kernels, inference_mode=inference_mode
-        )
-
-    def _global_perceptron(self, inference_mode: bool) -> PartitionGlobalPerceptron:
-        return PartitionGlobalPerceptron(
-            self.in_channels, self.size, self.partitions, self.global_reduction, inference_mode=inference_mode
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -343,19 +340,21 @@ class RepMLP(nn.Module):
         if self.any_map or (partitions == self.partitions and reduction == self.global_reduction):
             self.partitions = partitions
             return None
-        old, weight = self.global_perceptron, self.partition_perceptron.weight
-        if partitions != (1, 1) and self.partition_perceptron.norm is None:
-            raise ValueError(
-                "the block is merged, and other maps need fresh FC1 and FC2, which have to be trained: change the size "
-                "of the train-time model"
-            )
-        self.partitions, self.global_reduction, self.global_perceptron = partitions, reduction, None
-        if partitions == (1, 1):
-            return None if old is None else "removed"
-        self.global_perceptron = self._global_perceptron(False).to(weight.device, weight.dtype).train(self.training)
-        if old is not None:
-            self.global_perceptron.norm = old.norm
-        return "fresh"
+        old, new, weight = self.global_perceptron, None, self.partition_perceptron.weight
+        if partitions != (1, 1):
+            if self.partition_perceptron.norm is None:
+                raise ValueError(
+                    "the block is merged, and other maps need fresh FC1 and FC2, which have to be trained: change the "
+                    "size of the train-time model"
+                )
+            new = PartitionGlobalPerceptron(self.in_channels, self.size, partitions, reduction)
+            new = new.to(weight.device, weight.dtype).train(self.training)
+            if old is not None:
+                new.norm = old.norm
+        self.partitions, self.global_reduction, self.global_perceptron = partitions, reduction, new
+        if new is not None:
+            return "fresh"
+        return None if old is None else "removed"
 
     def reparameterize(self) -> None:
         """Merge everything into FC1, FC2 and FC3; see PartitionPerceptron.reparameterize."""
