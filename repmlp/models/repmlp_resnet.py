@@ -84,7 +84,7 @@ class RepMLPBottleneck(_Residual):
         self.bn3 = nn.BatchNorm2d(mid)
         self.conv4 = nn.Conv2d(mid, channels, 1, bias=False)
         self.bn4 = nn.BatchNorm2d(channels)
-        self.act = nn.ReLU()
+        self.act = nn.ReLU(inplace=True)
         self._initialise()
 
     @property
@@ -113,7 +113,7 @@ class RepMLPLight(_Residual):
         self.repmlp = RepMLP(inner, inner, **repmlp)
         self.conv2 = nn.Conv2d(inner, channels, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
-        self.act = nn.ReLU()
+        self.act = nn.ReLU(inplace=True)
         self._initialise()
 
     @property
