@@ -39,6 +39,7 @@ def test_macs_are_the_printed_ones():
     [
         {},
         {"kernels": ()},
+        {"kernels": (1, "3s")},
         {"global_perceptron": False},
         {"spatial": "fc3_conv"},
         {"spatial": "fc3_conv", "kernels": ("1x3", "3d2"), "global_perceptron": False},
