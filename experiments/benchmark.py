@@ -37,7 +37,7 @@ from torch.autograd import DeviceType
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.profiler import ProfilerActivity, profile
 
-from repmlp import RepMLPNet, ResMLP, SetSharingFC, conv_to_fc, deploy
+from repmlp import RepMLP, RepMLPNet, ResMLP, SetSharingFC, conv_to_fc, deploy, fold_batch_norms
 from repmlp.cost import count_macs, count_params
 from repmlp.models.build import build_model, merged_copy
 from repmlp.models.upernet import STRIDE
@@ -251,6 +251,8 @@ def in_form(model: nn.Module, form: str) -> nn.Module | None:
 
 def fused(model: nn.Module) -> nn.Module:
     """Fold the batch norms that follow a convolution, as the paper does for CNNs, in timm's layers too."""
+    if any(isinstance(m, RepMLP) for m in model.modules()):
+        return fold_batch_norms(model)  # which merges the blocks first; their partitions are not traced
 
     class Tracer(torch.fx.Tracer):
         def is_leaf_module(self, module: nn.Module, name: str) -> bool:

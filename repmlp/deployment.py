@@ -13,19 +13,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from repmlp.folding import fold_batch_norms
 from repmlp.layers import batch_norm_stats, cut_into_tiles, join_tiles
 from repmlp.models.repmlpnet import ConvBNReLU, OverlappingEmbedding, RepMLPNet, RepMLPNetUnit
 from repmlp.reparam import fuse_bn
+from repmlp.repmlp_block import RepMLP
 
 
-def deploy(model: RepMLPNet) -> DeployedRepMLPNet:
+def deploy(model: nn.Module) -> nn.Module:
     """Return a copy for inference without batch norms; the model stays as it was, train-time or merged.
 
     Arithmetic in float64, rounded once to the dtype of the model. The copy takes any image size that the model takes.
 
+    model: a RepMLPNet, or a network with blocks of the older RepMLP, see fold_batch_norms.
     Raises TypeError for another kind of model (timm.utils.reparameterize_model merges any), RuntimeError in training
     mode, ValueError for a backbone that features_only has cut.
     """
+    if not isinstance(model, RepMLPNet) and any(isinstance(module, RepMLP) for module in model.modules()):
+        return fold_batch_norms(model)
     if not isinstance(model, RepMLPNet):
         raise TypeError(f"deploy() takes a RepMLPNet, got {type(model).__name__}: use timm.utils.reparameterize_model")
     if model.training:

@@ -20,6 +20,8 @@ from timm.utils import reparameterize_model
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from repmlp.models.repmlp_pure import PureMLP
+from repmlp.models.repmlp_resnet import RepMLPResNet
 from repmlp.models.repmlpnet import RepMLPNet
 from repmlp.models.resmlp import ResMLP
 
@@ -61,7 +63,7 @@ def image_size(model: nn.Module, config: Mapping[str, Any] | None = None) -> tup
     config: of the network, which tells for models of timm that take any size; without it, timm's own setting.
     Raises ValueError where neither tells.
     """
-    if isinstance(model, RepMLPNet):
+    if isinstance(model, (RepMLPNet, RepMLPResNet, PureMLP)):
         return model.img_size
     if isinstance(model, ResMLP):
         patch = model.patch_embed.stride

@@ -1,6 +1,6 @@
 """How local a fully-connected layer over a map is: the kernel picture of the paper, and numbers for what the eye sees.
 
-Paper: RepMLPNet Figure 3 and Appendix A.
+Papers: RepMLPNet (arXiv 2112.11081) Figure 3 and Appendix A; RepMLP (arXiv 2105.01883) Figure 5 for the older block.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from repmlp.models.build import SPATIAL_LAYERS
+from repmlp.repmlp_block import PartitionPerceptron
 
 
 def kernel_map(weight: Tensor, size: tuple[int, int], share_set: int, point: tuple[int, int]) -> Tensor:
@@ -26,11 +27,46 @@ def kernel_map(weight: Tensor, size: tuple[int, int], share_set: int, point: tup
         raise ValueError(f"share-set {share_set} does not exist: there are {weight.shape[0]}, counted from 0")
     if not (0 <= point[0] < h and 0 <= point[1] < w):
         raise ValueError(f"point {tuple(point)} lies outside the {h}x{w} map (counted from 0)")
-    magnitude = weight[share_set].detach().double().abs()
-    smallest = magnitude[magnitude > 0].min() if bool((magnitude > 0).any()) else magnitude.new_ones(())
     # (h*w, h*w) -> (out_h, out_w, in_h, in_w)
-    row = magnitude.view(h, w, h, w)[point[0], point[1]]
-    return torch.log(row.clamp_min(smallest) / smallest)
+    return _log_over_smallest(weight[share_set].view(h, w, h, w)[point[0], point[1]], weight[share_set])
+
+
+def group_kernel_map(
+    weight: Tensor, size: tuple[int, int], out_channel: int, point: tuple[int, int], in_channel: int
+) -> Tensor:
+    """Return the weights that one output number of a group-wise FC gives to one input channel, as `kernel_map` does.
+
+    Paper: RepMLP (arXiv 2105.01883) Figure 5, there of output channel 0, input channel 0 and the point (6, 6) of the
+    first RepMLP of c3. The logarithm is over the smallest magnitude of the whole weight, all groups.
+
+    weight: (g, O/g*h*w, C/g*h*w), of PartitionPerceptron; rows and columns in the order (channel within the group, y,
+    x). out_channel: of all O. point: (y, x) of the output. in_channel: within the group. All counted from 0.
+    Returns (h, w).
+    Raises ValueError where a channel or the point does not exist, or the weight is none over h x w maps.
+    """
+    h, w = size
+    groups, rows, columns = weight.shape
+    if rows % (h * w) or columns % (h * w):
+        raise ValueError(f"a weight of shape {tuple(weight.shape)} is no layer over maps of {h}x{w}")
+    outputs, inputs = rows // (h * w), columns // (h * w)
+    if not (0 <= out_channel < groups * outputs and 0 <= in_channel < inputs):
+        raise ValueError(
+            f"output channel {out_channel}, input channel {in_channel}: there are {groups * outputs} output channels "
+            f"and {inputs} input channels a group, counted from 0"
+        )
+    if not (0 <= point[0] < h and 0 <= point[1] < w):
+        raise ValueError(f"point {tuple(point)} lies outside the {h}x{w} map (counted from 0)")
+    group, channel = divmod(out_channel, outputs)
+    # (g, O/g*h*w, C/g*h*w) -> (g, O/g, out_h, out_w, C/g, in_h, in_w)
+    kernels = weight.view(groups, outputs, h, w, inputs, h, w)
+    return _log_over_smallest(kernels[group, channel, point[0], point[1], in_channel], weight)
+
+
+def _log_over_smallest(picture: Tensor, matrix: Tensor) -> Tensor:
+    """Return log(|w| / smallest |w| of the matrix); exact zeros count as the smallest that is none."""
+    magnitude = matrix.detach().double().abs()
+    smallest = magnitude[magnitude > 0].min() if bool((magnitude > 0).any()) else magnitude.new_ones(())
+    return torch.log(picture.detach().double().abs().clamp_min(smallest) / smallest)
 
 
 def locality_profile(weight: Tensor, size: tuple[int, int]) -> list[float]:
@@ -74,18 +110,29 @@ def network_profiles(net: nn.Module) -> list[dict[str, Any]]:
     """Return the locality profile of every spatial layer of a network, in the order of its modules.
 
     One entry a layer: layer (its name), size, and its `locality_profile` as `trained` (the FC alone, on the scale of
-    the merged kernel) and as `injected` (with its branches). [] for a network without such layers.
+    the merged kernel) and as `injected` (with its branches). Of a group-wise FC the magnitudes of a group's channels
+    are summed. [] for a network without such layers.
     """
     profiles = []
     with torch.no_grad():
         for name, layer in net.named_modules():
-            if isinstance(layer, SPATIAL_LAYERS):
+            if isinstance(layer, (*SPATIAL_LAYERS, PartitionPerceptron)):
                 before, after = (
-                    [round(share, 6) for share in locality_profile(layer.merged(branches=b)[0], layer.size)]
+                    [round(share, 6) for share in locality_profile(_over_maps(layer, b), layer.size)]
                     for b in (False, True)
                 )
                 profiles.append({"layer": name, "size": list(layer.size), "trained": before, "injected": after})
     return profiles
+
+
+def _over_maps(layer: nn.Module, branches: bool) -> Tensor:
+    """Return the matrices of a layer from map to map, (S, h*w, h*w); of a group-wise FC (g, h*w, h*w), not negative."""
+    weight = layer.merged(branches=branches)[0]
+    if not isinstance(layer, PartitionPerceptron):
+        return weight
+    positions = layer.size[0] * layer.size[1]
+    # (g, O/g*h*w, C/g*h*w) -> (g, O/g, h*w, C/g, h*w) -> (g, h*w, h*w)
+    return weight.view(len(weight), -1, positions, weight.shape[2] // positions, positions).abs().sum(dim=(1, 3))
 
 
 def _distances(size: tuple[int, int]) -> Tensor:

@@ -18,6 +18,8 @@ from repmlp import checkpoints
 from repmlp.branches import BranchSpec, values
 from repmlp.injection import InjectedLinear, inject_locality
 from repmlp.layers import SetSharingFC
+from repmlp.models.repmlp_pure import PureMLP
+from repmlp.models.repmlp_resnet import RepMLPResNet
 from repmlp.models.repmlpnet import RepMLPNet
 from repmlp.models.resmlp import ResMLP
 from repmlp.models.upernet import build_upernet
@@ -52,7 +54,7 @@ def build_timm(
     if not timm.is_model(variant):
         close = difflib.get_close_matches(variant, timm.list_models(), n=3)
         raise ValueError(f"timm has no model {variant!r}" + (f": did you mean {' or '.join(close)}?" if close else ""))
-    ours = timm.model_entrypoint(variant).__module__ == RepMLPNet.__module__
+    ours = timm.model_entrypoint(variant).__module__ in (RepMLPNet.__module__, RepMLPResNet.__module__)
     given = {**more, **(arguments or {})}
     if img_size is not None and (cfg := timm.get_pretrained_cfg(variant)) and cfg.fixed_input_size:
         given["img_size"] = img_size
@@ -71,6 +73,7 @@ def build_timm(
 
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "repmlpnet": RepMLPNet,
+    "repmlp_pure": PureMLP,
     "resmlp": ResMLP,
     "timm": build_timm,
     "upernet": build_upernet,
@@ -132,7 +135,8 @@ def load_model(path: Path | str) -> tuple[nn.Module, dict[str, str]]:
     if "repmlp_model" not in metadata:
         raise ValueError(f"{path} names no repmlp model in its metadata: was it written by save_model?")
     config = json.loads(metadata["repmlp_model"])
-    merged = not any(".local_perceptron." in name or ".channel_perceptron.norm." in name for name in state)
+    train_time = (".local_perceptron.", ".channel_perceptron.norm.", ".partition_perceptron.norm.")
+    merged = not any(part in name for name in state for part in train_time)
     model = build_model(config, int(metadata["num_classes"]), inference_mode=merged)
     check_state_dict(path, state, model.state_dict())
     model.load_state_dict(state)
