@@ -246,12 +246,12 @@ def test_an_interrupted_row_goes_on_as_if_nothing_had_happened(folders, tmp_path
     overrides = ("recipe.epochs=4", "data.workers=1", "recipe.ema_decay=0.9", "seed=3")
     interrupted, whole = row(folders, tmp_path / "a", *overrides), row(folders, tmp_path / "b", *overrides)
 
-    def stop(self, trainer, module):
+    def stop(self, trainer, module, batch, number):
         if trainer.current_epoch == 2:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(rows.History, "on_train_epoch_start", stop)
+        patched.setattr(rows.History, "on_train_batch_start", stop)
         with pytest.raises(KeyboardInterrupt):
             execute(interrupted)
     records, weights = [], []

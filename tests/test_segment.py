@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import timm
 from conftest import command, compose_config, tiny_config, write_camvid
+from hydra.errors import HydraException
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -15,6 +16,7 @@ from repmlp.models.build import build_model, load_model, save_model
 from repmlp.models.upernet import start_backbone
 from repmlp.runs import run as rows
 from repmlp.runs.key import run_key
+from repmlp.runs.launch import message_of
 from repmlp.runs.record import record_path
 from repmlp.runs.run import execute
 from repmlp.runs.settings import run_of
@@ -77,12 +79,12 @@ def test_weights_are_kept_and_the_row_is_not_run_again(finished):
 def test_an_interrupted_row_goes_on_as_if_nothing_had_happened(finished, camvid, tmp_path, monkeypatch):
     config = tiny(tmp_path, camvid)
 
-    def stop(self, trainer, module):
+    def stop(self, trainer, module, batch, number):
         if trainer.current_epoch == 2:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(rows.History, "on_train_epoch_start", stop)
+        patched.setattr(rows.History, "on_train_batch_start", stop)
         with pytest.raises(KeyboardInterrupt):
             execute(config)
     assert execute(config).state == "finished"

@@ -310,6 +310,7 @@ def run_of(config: Mapping[str, Any]) -> Run:
     for part in ("model", "data", "recipe", "trainer"):
         if not isinstance(config.get(part), Mapping):
             raise BadSetting(f"{part}={config.get(part)!r}: it is a group of settings; choose one, e.g. {part}=NAME")
+    one_of("task", config.get("task", "classification"), ("classification", "segmentation"))
     recipe = SegmentationRecipe if config.get("task") == "segmentation" else Recipe
     if recipe is SegmentationRecipe and (missing := {"auxiliary_weight", "window"} - config["recipe"].keys()):
         raise BadSetting(f"the recipe lacks {' and '.join(sorted(missing))}: use recipe=segmentation or another one")
