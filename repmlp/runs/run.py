@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 ADDITIONS = {  # settings that are said of a run where they are on
     "model": ("drop_path_rate",), "data": ("randaugment",), "recipe": ("mixup", "cutmix", "ema_decay", "decay_all"),
 }  # fmt: skip
-HOW = ("results_dir", "output_dir", "rerun", "reuse", "backbone")  # of the command, not of the run
+HOW = ("results_dir", "output_dir", "rerun", "reuse", "weights", "backbone")  # of the command, not of the run
 
 
 @dataclass
@@ -84,6 +84,7 @@ def run_label(config: Mapping[str, Any]) -> str:
         parts.append(f"{config['data']['n_train']} images")
     parts.append(f"{config['recipe']['epochs']} epoch{'s' if config['recipe']['epochs'] != 1 else ''}")
     parts += [f"{name} {config[of][name]}" for of, names in ADDITIONS.items() for name in names if config[of].get(name)]
+    parts += [f"from {Path(config[name]).name}" for name in ("weights", "backbone") if config.get(name)]
     return ", ".join([*parts, f"seed {config['seed']}"])
 
 
@@ -158,13 +159,14 @@ def with_identities(settings: Run) -> Run:
 
     Raises BadSetting where one is absent.
     """
-    if not settings.backbone:
-        return settings
-    path = Path(settings.backbone).expanduser()
-    if not path.is_file():
-        raise BadSetting(f"backbone={settings.backbone}: there is no such file (looked for {path.absolute()})")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return replace(settings, model={**settings.model, "backbone": digest})
+    model = dict(settings.model)
+    for name in ("weights", "backbone"):
+        if file := getattr(settings, name):
+            path = Path(file).expanduser()
+            if not path.is_file():
+                raise BadSetting(f"{name}={file}: there is no such file (looked for {path.absolute()})")
+            model[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return replace(settings, model=model)
 
 
 def first_process() -> bool:

@@ -225,6 +225,7 @@ class Model:
     blocks: list[int] | None = setting(None, "one number a stage", ALWAYS)
     drop_path_rate: float = setting(0.0, "largest rate of stochastic depth, of the last block")
     arguments: dict[str, Any] | None = setting(None, "more arguments of the constructor")
+    weights: str | None = setting(None, "digest of the weights that the network started from; made by the run itself")
     backbone: str | None = setting(None, "digest of the weights that a backbone started from; made by the run itself")
 
     def __post_init__(self) -> None:
@@ -253,6 +254,9 @@ class Run:
     sweep: str = setting("single", "name of the sweep; sweep files set it", NEVER)
     study: str = setting("${sweep}_${data.name}", "folder under results/ and outputs/", NEVER)
     seed: int = setting(0, "of initial weights, order and augmentation; seed=0,1,2 with -m runs three", ALWAYS)
+    weights: str | None = setting(
+        None, "classification: file of weights to start from (fine-tuning); its content is in the key", NEVER
+    )
     backbone: str | None = setting(
         None, "segmentation: file of a classifier to start from; its content is in the key", NEVER
     )
