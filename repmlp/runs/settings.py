@@ -86,6 +86,9 @@ class Recipe:
     layer_decay: float = setting(
         1.0, "learning rate of a layer as a share of the next one's, for fine-tuning; 1 for none"
     )
+    merge_after: float | None = setting(
+        None, "merge the branches after this share of the epochs and go on with the bare FC; null: after training"
+    )
     train_only: str | None = setting(None, "head: train the classifier alone (linear probe); null: everything")
 
     def __post_init__(self) -> None:
@@ -115,12 +118,20 @@ class Recipe:
         real("recipe.layer_decay", self.layer_decay, above=True)
         if self.layer_decay > 1:
             raise BadSetting(f"recipe.layer_decay={self.layer_decay}: use a share, at most 1")
+        if self.merge_after is not None:
+            real("recipe.merge_after", self.merge_after, below=1)
+            if self.ema_decay:
+                raise BadSetting(
+                    "recipe.merge_after: averaged weights would have no branches to average; use ema_decay=0"
+                )
         one_of("recipe.train_only", self.train_only, (None, "head"))
 
     def check_processes(self, processes: int) -> None:
         """Raise BadSetting where `processes` cannot share a batch."""
         if self.batch_size % processes:
             raise BadSetting(f"recipe.batch_size={self.batch_size}: {processes} processes cannot share it equally")
+        if self.merge_after is not None and processes > 1:
+            raise BadSetting(f"recipe.merge_after: {processes} processes cannot merge together; use trainer.devices=1")
         if (self.mixup or self.cutmix) and self.batch_size % (2 * processes):
             raise BadSetting(
                 f"recipe.batch_size={self.batch_size}: mixup pairs the images of a process, so {processes} of them "
