@@ -449,16 +449,20 @@ def _epochs_done(path: Path, module: RecipeModule, only_commit: str | None) -> i
         aside = _set_aside(path)
         log.warning("%s is damaged (%s); set aside as %s, the run is done again", path, one_line(error), aside.name)
         return 0
+    merged = checkpoint.get("callbacks", {}).get(MergeMidway.__name__, {}).get("merged")
+    expected = module.state_dict()
+    if merged:
+        expected = {name: tensor for name, tensor in expected.items() if ".local_perceptron." not in name}
+    try:
+        check_state_dict(path, state, expected)
+    except ValueError as error:
+        raise ValueError(f"{error}: move it away, or use another study") from error
     history = kept_in(checkpoint)
     if history is None or (only_commit and history["commits"] != [only_commit]):
         log.info("%s was trained by other code; set aside as %s, the run is done again", path, _set_aside(path).name)
         return 0
-    if checkpoint["callbacks"].get(MergeMidway.__name__, {}).get("merged"):
+    if merged:
         drop_branches(module.net)
-    try:
-        check_state_dict(path, state, module.state_dict())
-    except ValueError as error:
-        raise ValueError(f"{error}: move it away, or use another study") from error
     log.info("continuing from %s", path)
     return len(history["curve"])
 
