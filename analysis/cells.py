@@ -14,8 +14,11 @@ from repmlp.runs.key import determining
 
 def standard_error(rows: pd.DataFrame) -> float:
     """Return the standard error of a cell's mean top-1 in points: over seeds, or of the images where n is 1."""
-    if len(rows) > 1:
-        return rows["top1_pct"].std() / len(rows) ** 0.5
+    return rows["top1_pct"].std() / len(rows) ** 0.5 if len(rows) > 1 else of_images(rows)
+
+
+def of_images(rows: pd.DataFrame) -> float:
+    """Return the standard error in points that the number of images evaluated gives a run's top-1, the first one's."""
     p = rows["top1_pct"].iloc[0] / 100
     return 100 * (p * (1 - p) / rows["n_eval"].iloc[0]) ** 0.5
 

@@ -1,4 +1,4 @@
-"""Write a figure as PNG and PDF, the same bytes for the same figure."""
+"""Write a figure as PNG, and as PDF where asked, the same bytes for the same figure."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 
-def save(figure: Figure, stem: Path) -> list[Path]:
-    """Write STEM.png and STEM.pdf, without a date, and close the figure."""
+def save(figure: Figure, stem: Path, pdf: bool = False) -> list[Path]:
+    """Write STEM.png, and STEM.pdf without a date where asked, and close the figure."""
     stem.parent.mkdir(parents=True, exist_ok=True)
-    paths = [stem.with_suffix(".png"), stem.with_suffix(".pdf")]
+    paths = [stem.with_suffix(".png"), *([stem.with_suffix(".pdf")] if pdf else [])]
     for path in paths:
         figure.savefig(path, dpi=110, metadata={"CreationDate": None} if path.suffix == ".pdf" else None)
     plt.close(figure)

@@ -8,26 +8,20 @@ What needs trained weights (plot_kernels.py) or images (experiments/borders.py's
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
 import make_benchmark
 import make_tables
 import plot_borders
 import plot_curves
 import plot_locality
 import plot_study
+from options import Parser
 
 from repmlp.runs.key import cell_key
 from repmlp.runs.record import MEASURED, load_records
 
-ROOT = Path(__file__).resolve().parents[1]
-
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=ROOT / "results", help="folder of the records")
-    options = parser.parse_args(argv)
+    options = Parser(__doc__).parse_args(argv)
     where = ["--results", str(options.results)]
     make_tables.main(where)
     if any(options.results.glob("benchmark/measured/*.json")):

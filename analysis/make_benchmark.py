@@ -8,18 +8,21 @@ Ratios are taken between records of one run alone (they were measured in turn). 
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
 from figures import save
+from matplotlib.axes import Axes
+from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter
+from matplotlib.transforms import Bbox
+from options import Parser
 from table_parts import emit, read_paper
 
 from repmlp.runs.key import branch_label
@@ -209,7 +212,7 @@ def scaling_table(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
-def draw(rows: pd.DataFrame, title: str, stem: Path) -> list[Path]:
+def draw(rows: pd.DataFrame, title: str, stem: Path, pdf: bool = False) -> list[Path]:
     """Draw the paper's top-1 over our measured throughput, RepMLPNet deployed and plain, and its peers, if any."""
     paper = read_paper()
     paper = paper[paper["table"].isin(("2", "3"))]
@@ -217,6 +220,7 @@ def draw(rows: pd.DataFrame, title: str, stem: Path) -> list[Path]:
     by_epochs = paper.sort_values("epochs", key=lambda column: column.astype(int), kind="stable")
     one_each = by_epochs.drop_duplicates(["model", "input"])
     figure, axis = plt.subplots(figsize=(8, 5.5), layout="constrained")
+    named: list[tuple[float, float, str]] = []
     for form, colour, marker in (("deployed", "C0", "o"), ("plain", "C1", "s"), ("fused", "grey", "^")):
         of_form = rows[rows["form"] == form].set_index(["model", "img_size"])
         points = []
@@ -229,16 +233,20 @@ def draw(rows: pd.DataFrame, title: str, stem: Path) -> list[Path]:
         name = {"deployed": "RepMLPNet, deployed", "plain": "RepMLPNet, straightforward", "fused": "others (timm)"}[
             form
         ]
-        axis.scatter(*zip(*[p[:2] for p in points], strict=True), color=colour, marker=marker, label=name, zorder=3)
+        for helped, face in ((False, colour), (True, "none")):
+            some = [p[:2] for p in points if ("DeiT" in p[2]) is helped]
+            words = f"{name}, 400 epochs and distilled" if helped else name
+            if some:
+                axis.scatter(*zip(*some, strict=True), fc=face, ec=colour, marker=marker, label=words, zorder=3)
         if form != "plain":
-            for speed, top1, label in points:
-                text = re.sub(r"RepMLPNet-| \(authors' run\)| \+ DeiT-train", "", label)
-                axis.annotate(text, (speed, top1), textcoords="offset points", xytext=(5, 4), fontsize=8)
+            named += [
+                (s, t, re.sub(r"RepMLPNet-| \(authors' run\)| \+ DeiT-train", "", label)) for s, t, label in points
+            ]
     if not axis.collections:
         plt.close(figure)
         return []
     axis.set_xscale("log")
-    axis.margins(x=0.12)
+    axis.margins(x=0.2, y=0.08)
     for ticks in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
         ticks(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_xlabel("images a second, measured")
@@ -246,7 +254,33 @@ def draw(rows: pd.DataFrame, title: str, stem: Path) -> list[Path]:
     axis.grid(alpha=0.3, which="both")
     axis.legend(loc="lower left")
     axis.set_title(title, fontsize=10)
-    return save(figure, stem)
+    label_points(axis, named)
+    return save(figure, stem, pdf)
+
+
+def label_points(axis: Axes, named: Sequence[tuple[float, float, str]]) -> None:
+    """Write a name beside each point (x, y, name): the first place of eight where it hides no other name."""
+    figure = axis.get_figure()
+    figure.draw_without_rendering()
+    renderer = figure.canvas.get_renderer()
+    # the points themselves, three pixels to each side
+    centres = [axis.transData.transform(point) for path in axis.collections for point in path.get_offsets()]
+    taken = [Bbox.from_extents(x - 3, y - 3, x + 3, y + 3) for x, y in centres]
+    places = [(6, 4, "left"), (6, -11, "left"), (-6, 4, "right"), (-6, -11, "right")]
+    places += [(dx * 2, dy * 2.6, side) for dx, dy, side in places]
+    for x, y, name in sorted(named):
+        for dx, dy, side in places:
+            line = {"arrowstyle": "-", "lw": 0.6, "color": "grey", "shrinkB": 3} if abs(dy) > 12 else None
+            text = axis.annotate(
+                name, (x, y), textcoords="offset points", xytext=(dx, dy), ha=side, fontsize=8, arrowprops=line
+            )
+            text.update_positions(renderer)
+            box = Text.get_window_extent(text)  # without the line
+            if not any(box.overlaps(other) for other in taken):
+                break
+            if (dx, dy, side) != places[-1]:
+                text.remove()
+        taken.append(box)
 
 
 def slug_of(where: Mapping[str, Any]) -> str:
@@ -255,54 +289,55 @@ def slug_of(where: Mapping[str, Any]) -> str:
     return f"{slug}_{where['threads']}threads_batch{where['batch_size']}"
 
 
+def of_all_settings(rows: pd.DataFrame, make: Callable[[pd.DataFrame], pd.DataFrame]) -> pd.DataFrame:
+    """Make the table of every setting and put them under each other; settings that differ are columns in front."""
+    tables = []
+    for setting, of_setting in rows.groupby(SETTING):
+        table = make(of_setting)
+        for name, value in reversed(list(zip(SETTING, setting, strict=True))):
+            if rows[name].nunique() > 1:
+                table.insert(0, name.replace("_size", ""), value)
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=ROOT / "results")
+    parser = Parser(__doc__, None, ("tables", "figures"))
+    parser.add_argument(
+        "--all-figures", action="store_true", help="of every data type and engine, not eager float32 alone"
+    )
     options = parser.parse_args(argv)
     folder = options.results / "benchmark"
     records = load(folder)
     if not len(records):
         sys.exit(f"error: no records in {folder / 'measured'}: run experiments/benchmark.py first")
-    for kind, make in (("inference", inference_table), ("branches", branches_table)):
-        of_kind = records[records["kind"] == kind]
-        for setting, rows in of_kind.groupby(SETTING) if len(of_kind) else ():
-            where = dict(zip(SETTING, setting, strict=True))
-            slug = slug_of(where)
-            title = f"{kind.capitalize()}, batch {where['batch_size']}, {where['dtype']}, {where['engine']}"
-            emit(f"{kind}_{slug}", title, note(rows), make(rows), folder)
-            if kind == "inference":
-                claims = claims_table(rows)
-                if len(claims):
-                    emit(
-                        f"claims_{slug}",
-                        f"Ratios of throughput, batch {where['batch_size']}",
-                        note(rows),
-                        claims,
-                        folder,
-                    )
-                for path in draw(
-                    rows, f"{title}; {where['device']}, {where['threads']} threads", folder / f"throughput_{slug}"
-                ):
-                    print(path)
-    for kind, slow in (("training", "plain"), ("merging", "identity"), ("conv_to_fc", "identity")):
-        rows = records[records["kind"] == kind]
-        if len(rows) and len(table := pairs_table(rows, slow)):
-            emit(
-                kind, kind.replace("_", " ").capitalize(), note(rows) + " MiB: on top of what is there.", table, folder
+    of_kind = dict(list(records.groupby("kind")))
+    in_settings = (
+        ("inference", "inference", "Inference", inference_table),
+        ("claims", "inference", "Ratios of throughput", claims_table),
+        ("branches", "branches", "Branches", branches_table),
+        ("segmentation", "segmentation", "UperNet, one image at a time", segmentation_table),
+    )
+    for name, kind, title, make in in_settings:
+        if kind in of_kind and len(table := of_all_settings(of_kind[kind], make)):
+            emit(name, title, note(of_kind[kind]), table, folder, options.latex)
+    for setting, rows in of_kind["inference"].groupby(SETTING) if "inference" in of_kind else ():
+        where = dict(zip(SETTING, setting, strict=True))
+        if options.all_figures or (where["dtype"], where["engine"]) == ("float32", "eager"):
+            title = (
+                f"Inference, batch {where['batch_size']}, {where['dtype']}, {where['engine']}; {where['device']}, "
+                f"{where['threads']} threads"
             )
-    rows = records[records["kind"] == "segmentation"]
-    for setting, of_setting in rows.groupby(SETTING) if len(rows) else ():
-        slug = slug_of(dict(zip(SETTING, setting, strict=True)))
-        emit(
-            f"segmentation_{slug}",
-            "UperNet, one image at a time",
-            note(of_setting),
-            segmentation_table(of_setting),
-            folder,
-        )
-    rows = records[records["kind"] == "scaling"]
-    if len(rows):
-        emit("scaling", "Scaling of a merged set-sharing FC, batch 8", note(rows), scaling_table(rows), folder)
+            for path in draw(rows, title, folder / f"throughput_{slug_of(where)}", options.pdf):
+                print(path)
+    for kind, slow in (("training", "plain"), ("merging", "identity"), ("conv_to_fc", "identity")):
+        if kind in of_kind and len(table := pairs_table(of_kind[kind], slow)):
+            words = note(of_kind[kind]) + " MiB: on top of what is there."
+            emit(kind, kind.replace("_", " ").capitalize(), words, table, folder, options.latex)
+    if "scaling" in of_kind:
+        rows = of_kind["scaling"]
+        title = "Scaling of a merged set-sharing FC, batch 8"
+        emit("scaling", title, note(rows), scaling_table(rows), folder, options.latex)
 
 
 if __name__ == "__main__":

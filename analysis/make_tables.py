@@ -9,7 +9,6 @@ Every table is written as Markdown, LaTeX and CSV and printed as Markdown. Figur
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Iterator, Mapping
@@ -17,19 +16,24 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import older_tables
 import pandas as pd
 import segmentation_tables
 import timm
 import torch
-from cells import differing_settings, ordered, standard_error
+from cells import differing_settings, ordered
+from options import Parser, no_records
+from significance import analyse, contrasts_note, contrasts_table, pairs_of
 from table_parts import emit, listed, mean_std, read_paper
 
 from repmlp import RepMLPBlock, branches, build_model
 from repmlp.cost import count_macs, count_params, count_params_layers, count_params_paper
-from repmlp.runs.key import branch_label, by_setting, cell_key, determining
+from repmlp.runs.contrasts import named_by
+from repmlp.runs.key import branch_label, by_setting, cell_key, determining, run_key
 from repmlp.runs.record import MEASURED, load_records
 
 ROOT = Path(__file__).resolve().parents[1]
+SWEEPS = ROOT / "experiments/conf/sweep"
 
 # The networks of the tables without what their rows vary.
 MODELS: dict[str, dict[str, Any]] = {
@@ -84,18 +88,23 @@ def is_full_recipe(record: Mapping[str, Any], epochs: int = 100) -> bool:
 
 
 def top1_of(records: list[Mapping[str, Any]]) -> tuple[pd.Series, str]:
-    """Return top-1 of the runs of a cell and how the cell shows it; float32 runs where there are any, else bfloat16."""
-    for precision, remark in PRECISIONS.items():
-        # by seed: two studies may hold the same run
-        by_seed = {
-            (r["seed"], r.get("processes", 1)): r["top1_pct"]
-            for r in records
-            if determining(r["config"])["precision"] == precision
-        }
-        if by_seed:
-            ours = pd.Series(by_seed, dtype=float)
-            return ours, mean_std(ours) + remark
-    return pd.Series(dtype=float), ""
+    """Return top-1 of the runs of a cell and how the cell shows it.
+
+    Runs of one setting alone are averaged: of several, float32 comes before bfloat16 and fewer processes, whose batch
+    norms see more images, before more.
+    """
+    by_setting: dict[tuple[int, int], dict[int, float]] = {}
+    for record in records:
+        key = (list(PRECISIONS).index(determining(record["config"])["precision"]), record.get("processes", 1))
+        by_setting.setdefault(key, {})[record["seed"]] = record[
+            "top1_pct"
+        ]  # by seed: two studies may hold the same run
+    if not by_setting:
+        return pd.Series(dtype=float), ""
+    (precision, processes), by_seed = min(by_setting.items())
+    ours = pd.Series(by_seed, dtype=float)
+    several = f", batch over {processes} processes" if processes > 1 else ""
+    return ours, mean_std(ours) + list(PRECISIONS.values())[precision] + several
 
 
 @cache
@@ -303,8 +312,8 @@ def paper_table(number: str, records: pd.DataFrame) -> pd.DataFrame:
 def study_table(records: pd.DataFrame) -> pd.DataFrame:
     """Make the table of one study: every cell's accuracy as trained and merged, and its gain over its first cell.
 
-    The gain is over the row of the same network with the fewest branches; 'clear' says whether it exceeds twice its
-    standard error, where there are seeds enough to know that.
+    The gain is the difference of means to the row of the same network with the fewest branches. What it is worth, the
+    table of the study's contrasts says.
     """
     records = records.dropna(axis="columns", how="all").copy()  # no columns of other studies
     for name in ("share_sets", "global_perceptron"):  # ResMLP has neither
@@ -327,13 +336,9 @@ def study_table(records: pd.DataFrame) -> pd.DataFrame:
     for (model, share_sets, gate, _, _), cell in cells:
         if reference is None or reference[0] != model:
             reference = (model, cell)
-            gain, clear = "", ""
+            gain = ""
         else:
-            points = cell["top1_pct"].mean() - reference[1]["top1_pct"].mean()
-            error = (standard_error(cell) ** 2 + standard_error(reference[1]) ** 2) ** 0.5
-            seeds = min(len(cell), len(reference[1]))
-            gain = f"{points:+.2f} ± {error:.2f}"
-            clear = "n=1" if seeds == 1 else "yes" if abs(points) > 2 * error else "no"
+            gain = f"{cell['top1_pct'].mean() - reference[1]['top1_pct'].mean():+.2f}"
         rows.append(
             {
                 "model": model,
@@ -342,8 +347,7 @@ def study_table(records: pd.DataFrame) -> pd.DataFrame:
                 "Global Perceptron": gate,
                 "top-1": mean_std(cell["top1_pct"]),
                 "merged top-1": f"{cell['top1_merged_pct'].mean():.2f}",
-                "gain ± SE": gain,
-                "clear": clear,
+                "gain": gain,
                 **{name.removesuffix("_pct"): f"{cell[name].mean():.2f}" for name in parts},
                 "merge error": f"{cell['merge_error'].max():.1e}",
                 "params": f"{cell['params'].iloc[0]:,}",
@@ -414,9 +418,8 @@ PAPER_NOTES = {
     ),
 }
 STUDY_NOTE = (
-    "Not the paper's recipe, so not comparable with its figures. Gains are over the network's first row; SE over "
-    "seeds; where n = 1 it comes from the number of test images and leaves out the variation between seeds, so nothing "
-    "is called clear there; elsewhere 'clear' says whether the gain exceeds twice its SE."
+    "Not the paper's recipe, so not comparable with its figures. Top-1: mean ± standard deviation over n seeds. Gains "
+    "are over the network's first row, differences of means; nothing is claimed of them here."
 )
 
 
@@ -429,20 +432,46 @@ def make_table_6(records: pd.DataFrame, folder: Path) -> None:
             raise
         print(f"Table 6 is left out: {error}", file=sys.stderr)
     else:
-        emit("table6", "Table 6", segmentation_tables.paper_note(records), table, folder)
+        emit("table6", "Table 6", segmentation_tables.paper_note(records), table, folder, latex=True)
 
 
-def settings(records: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
-    """Yield (study, suffix for a file name, records): what may stand in one table."""
+def settings(records: pd.DataFrame) -> Iterator[tuple[str, str, str, pd.DataFrame]]:
+    """Yield (study, suffix for a file name, words for a title, records): what may stand in one table.
+
+    The words are the settings in which a study's tables differ; "" where there is one table.
+    """
     for study, of_study in records.groupby("study") if len(records) else ():
+        differing = differing_settings(of_study)
+        names = [name for name in differing if not name.startswith("model.")]
         for suffix, rows in by_setting(of_study):
-            yield study, suffix, rows
+            values = differing.loc[rows.index[0]]
+            words = ", ".join(f"{name.rpartition('.')[2]} {plain(values[name])}" for name in names)
+            yield study, suffix, f" ({words})" if suffix else "", rows
+
+
+def runs_table(records: pd.DataFrame) -> pd.DataFrame:
+    """List the runs of a study, one a row: the key that names its record and its folder, and what it differs in."""
+    differing = differing_settings(records)
+    measured = [name for name in ("top1_pct", "top1_merged_pct", "miou_pct", "train_seconds") if name in records]
+    return pd.DataFrame(
+        {
+            "key": [run_key(config) for config in records["config"]],
+            "seed": records["seed"],
+            **{name: differing[name].map(plain) for name in differing},
+            **{name: records[name] for name in measured},
+        }
+    ).sort_values([*differing, "seed"], ignore_index=True)
+
+
+def plain(value: Any) -> str:
+    """Write a setting: [4, 16] as 4,16, an absent one as a dash."""
+    if value is None or value != value:
+        return "-"
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=ROOT / "results", help="folder of the records")
-    parser.add_argument("--study", help="make the table of this study only")
+    parser = Parser(__doc__, "optional", ("tables",))
     parser.add_argument(
         "--out", type=Path, help="folder for all tables (default: RESULTS/tables, a study's in its own)"
     )
@@ -450,12 +479,10 @@ def main(argv: list[str] | None = None) -> None:
     # in one line, so that Python's filter of warnings shows once what both reads say of a damaged record
     records, masks = (load_records(options.results, options.study, task) for task in MEASURED)
     if options.study and not len(records) and not len(masks):
-        studies = sorted(p.parent.name for p in options.results.glob("*/records"))
-        there = ", ".join(studies) or "none"
-        sys.exit(f"error: no records of study {options.study!r} in {options.results}; there is: {there}")
+        no_records(options.study, options.results)
     folder = options.out or options.results / "tables"
     if not options.study:
-        emit("table1", "Table 1", PAPER_NOTES["1"], variants_table(options.results), folder)
+        emit("table1", "Table 1", PAPER_NOTES["1"], variants_table(options.results), folder, latex=True)
         for number in ("2", "3"):
             emit(
                 f"table{number}",
@@ -463,28 +490,72 @@ def main(argv: list[str] | None = None) -> None:
                 PAPER_NOTES[number],
                 imagenet_table(number, records, options.results),
                 folder,
+                latex=True,
             )
         for number in ("4", "5"):
-            emit(f"table{number}", f"Table {number}", PAPER_NOTES[number], paper_table(number, records), folder)
+            emit(
+                f"table{number}",
+                f"Table {number}",
+                PAPER_NOTES[number],
+                paper_table(number, records),
+                folder,
+                latex=True,
+            )
         make_table_6(masks, folder)
-    for study, suffix, rows in settings(records):
+        for name, (title, note, table) in older_tables.tables().items():
+            emit(name, title, note, table, folder, latex=True)
+    for study, suffix, words, rows in settings(records):
         full = all(is_full_recipe(r) for r in rows.to_dict("records"))
         note = scale_line(rows) + " " + ("The paper's recipe." if full else STUDY_NOTE)
         name = (f"study_{study}" if options.out else "table") + suffix
-        emit(name, f"Study {study}", note, study_table(rows), options.out or options.results / study)
+        emit(
+            name,
+            f"Study {study}{words}",
+            note,
+            study_table(rows),
+            options.out or options.results / study,
+            options.latex,
+        )
     for study, of_study in records.groupby("study") if len(records) else ():
         if len(list(by_setting(of_study))) > 1:
             name = f"settings_{study}" if options.out else "settings"
             note = f"{scale_line(of_study)} Settings that differ, one row a configuration; last epoch."
             emit(
-                name, f"Study {study}: settings", note, settings_table(of_study), options.out or options.results / study
+                name,
+                f"Study {study}: settings",
+                note,
+                settings_table(of_study),
+                options.out or options.results / study,
+                options.latex,
+            )
+        runs_table(of_study).to_csv(
+            (options.out or options.results / study) / f"{f'runs_{study}' if options.out else 'runs'}.csv", index=False
+        )
+        tests = analyse(of_study, pairs_of(of_study, named_by(set(of_study["sweep"]), SWEEPS)))
+        if tests:
+            name = f"contrasts_{study}" if options.out else "contrasts"
+            note = f"{scale_line(of_study)} {contrasts_note(tests)}"
+            emit(
+                name,
+                f"Study {study}: contrasts",
+                note,
+                contrasts_table(tests),
+                options.out or options.results / study,
+                options.latex,
             )
     classified = set(records["study"]) if len(records) else ()
-    for study, suffix, rows in settings(masks):
+    for study, suffix, words, rows in settings(masks):
         beside = "_segmentation" if study in classified else ""  # the other kind has its table in the same folder
         name = (f"study_{study}" if options.out else "table") + beside + suffix
         note, table = segmentation_tables.study_note(rows), segmentation_tables.study_table(rows)
-        emit(name, f"Study {study}: segmentation", note, table, options.out or options.results / study)
+        emit(
+            name,
+            f"Study {study}: segmentation{words}",
+            note,
+            table,
+            options.out or options.results / study,
+            options.latex,
+        )
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ python analysis/plot_borders.py segmentation_small      # -> results/segmentatio
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,11 +16,11 @@ import numpy as np
 import pandas as pd
 from figures import save
 from matplotlib.axes import Axes
+from options import Parser
 from table_parts import emit
 
 from repmlp.statistics import bootstrap_weights, interval, pooled
 
-ROOT = Path(__file__).resolve().parents[1]
 SETTING = ("data", "tile", "step", "margin", "bin", "block", "near", "far", "n_images")
 NOTE = (
     "{n_images} images of {data}, tiles of {tile} pixels, every pixel seen under {views} phases of the grid. near: "
@@ -146,7 +145,9 @@ def draw_curves(axes: Sequence[Axes], records: Sequence[Mapping[str, Any]]) -> N
         axis.grid(alpha=0.3)
 
 
-def draw(records: Sequence[Mapping[str, Any]], found: pd.DataFrame, title: str, stem: Path) -> list[Path]:
+def draw(
+    records: Sequence[Mapping[str, Any]], found: pd.DataFrame, title: str, stem: Path, pdf: bool = False
+) -> list[Path]:
     """Draw accuracy by distance, its difference to the same pixels seen far from all lines, and near - far."""
     figure, axes = plt.subplots(1, 3, figsize=(15, 4.2), layout="constrained")
     draw_curves(axes[:2], records)
@@ -171,13 +172,11 @@ def draw(records: Sequence[Mapping[str, Any]], found: pd.DataFrame, title: str, 
     axes[2].set_title(f"within {records[0]['near']} pixels less far; hollow: minus the control's", fontsize=10)
     axes[2].grid(alpha=0.3)
     figure.suptitle(title)
-    return save(figure, stem)
+    return save(figure, stem, pdf)
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study")
-    parser.add_argument("--results", type=Path, default=ROOT / "results")
+    parser = Parser(__doc__, "one", ("tables", "figures"))
     options = parser.parse_args(argv)
     folder = options.results / options.study
     try:
@@ -186,8 +185,8 @@ def main(argv: list[str] | None = None) -> None:
     except ValueError as error:
         sys.exit(f"error: {error}")
     title = f"Borders of tiles, study {options.study}"
-    emit("borders", title, NOTE.format(**records[0]), table(records, found), folder)
-    for path in draw(records, found, title, folder / "borders"):
+    emit("borders", title, NOTE.format(**records[0]), table(records, found), folder, options.latex)
+    for path in draw(records, found, title, folder / "borders", options.pdf):
         print(path)
 
 

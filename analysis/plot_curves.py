@@ -5,8 +5,6 @@ python analysis/plot_curves.py locality_cifar100        # -> results/locality_ci
 
 from __future__ import annotations
 
-import argparse
-import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -14,6 +12,7 @@ import pandas as pd
 from cells import layers_of
 from figures import save
 from matplotlib.ticker import MaxNLocator
+from options import Parser, no_records
 from segmentation_tables import with_setup
 
 from repmlp import branches
@@ -21,7 +20,6 @@ from repmlp.locality import uniform_profile
 from repmlp.runs.key import branch_label, by_setting, cell_key
 from repmlp.runs.record import MEASURED, load_records
 
-ROOT = Path(__file__).resolve().parents[1]
 # by task: the field of a curve, what it is, what the loss is, and the columns in which runs of one network may differ
 DRAWN = {
     "classification": (
@@ -73,7 +71,7 @@ def near_share(runs: pd.DataFrame, which: str, distance: int = 1) -> pd.Series:
     ).mean(axis=1)
 
 
-def draw(records: pd.DataFrame, title: str, stem: Path, task: str = "classification") -> list[Path]:
+def draw(records: pd.DataFrame, title: str, stem: Path, task: str = "classification", pdf: bool = False) -> list[Path]:
     """Draw one row of panels a network: top-1 or mIoU, training loss, locality by layer and by epoch.
 
     The last two show merged kernels and bare ones; they are empty for a network without spatial layers, and the last is
@@ -129,26 +127,24 @@ def draw(records: pd.DataFrame, title: str, stem: Path, task: str = "classificat
             axis.grid(alpha=0.3)
             axis.legend(fontsize=7)
     figure.suptitle(title)
-    return save(figure, stem)
+    return save(figure, stem, pdf)
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study")
-    parser.add_argument("--results", type=Path, default=ROOT / "results")
+    parser = Parser(__doc__, "one", ("figures",))
     options = parser.parse_args(argv)
     # in one line, so that Python's filter of warnings shows once what both reads say of a damaged record
     by_task = {task: load_records(options.results, options.study, task) for task in MEASURED}
     there = [task for task, records in by_task.items() if len(records)]
     if not there:
-        sys.exit(f"error: no records of study {options.study!r} in {options.results}")
+        no_records(options.study, options.results)
     for task in there:
         records = with_setup(by_task[task]) if task == "segmentation" else by_task[task]
         records = records.sort_values("kernels", key=lambda column: column.map(branches.order))
         beside = "_segmentation" if task == "segmentation" and len(there) > 1 else ""
         for suffix, rows in by_setting(records):
             stem = options.results / options.study / f"curves{beside}{suffix}"
-            for path in draw(rows, f"study {options.study}", stem, task):
+            for path in draw(rows, f"study {options.study}", stem, task, options.pdf):
                 print(path)
 
 

@@ -103,7 +103,7 @@ def draw(layer: Layer, title: str, share_set: int, point: tuple[int, int], stem:
         axis.set_yticks([])
     figure.colorbar(image, ax=axes, shrink=0.8, label="log(|w| / min |W|)")
     figure.suptitle(f"{title}, share-set {share_set}, output point {point} (from 0)", fontsize=11)
-    return save(figure, stem)
+    return save(figure, stem, pdf=True)
 
 
 def print_profiles(layers: list[tuple[str, Layer]]) -> None:

@@ -10,7 +10,6 @@ of the same network but for its branches, the same data and the same recipe only
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import numpy as np
 import pandas as pd
 from cells import layers_of
 from figures import save
+from options import Parser
 from table_parts import emit
 
 from repmlp.locality import locality_index
@@ -26,7 +26,6 @@ from repmlp.runs.key import cell_key, config_key, determining
 from repmlp.runs.record import load_records
 from repmlp.statistics import interval, rank_correlation, rank_correlation_samples
 
-ROOT = Path(__file__).resolve().parents[1]
 KINDS = {"injected": "merged kernel", "trained": "FC alone"}
 LEAST = 4  # points; of fewer a rank correlation says nothing
 LEAST_FOR_INTERVAL = 10
@@ -90,7 +89,7 @@ def correlations(records: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
-def draw(records: pd.DataFrame, table: pd.DataFrame, stem: Path) -> list[Path]:
+def draw(records: pd.DataFrame, table: pd.DataFrame, stem: Path, pdf: bool = False) -> list[Path]:
     """Draw top-1 less the mean of its group over the index, merged kernel and FC alone; hollow: without branches."""
     figure, axes = plt.subplots(1, 2, figsize=(12, 5.2), layout="constrained", sharey=True)
     for axis, (kind, words) in zip(axes, KINDS.items(), strict=True):
@@ -108,12 +107,11 @@ def draw(records: pd.DataFrame, table: pd.DataFrame, stem: Path) -> list[Path]:
     axes[0].set_ylabel("top-1 less the mean of its group, points")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=7)
     figure.suptitle("Does locality predict accuracy? One point a run; hollow: no branches")
-    return save(figure, stem)
+    return save(figure, stem, pdf)
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=ROOT / "results")
+    parser = Parser(__doc__, None, ("tables", "figures"))
     parser.add_argument("--study", action="append", help="this study alone; may be given several times")
     options = parser.parse_args(argv)
     found = {study: load_records(options.results, study) for study in options.study or [None]}
@@ -123,8 +121,8 @@ def main(argv: list[str] | None = None) -> None:
             sys.exit(f"error: no records with spatial layers of {named} in {options.results}")
     records = with_index(pd.concat(found.values(), ignore_index=True))
     table = correlations(records)
-    emit("locality", "Locality and accuracy", NOTE, table, options.results)
-    for path in draw(records, table, options.results / "locality"):
+    emit("locality", "Locality and accuracy", NOTE, table, options.results, options.latex)
+    for path in draw(records, table, options.results / "locality", options.pdf):
         print(path)
 
 

@@ -10,27 +10,26 @@ configuration is compared with the one that is most like all others: a study of 
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
-from cells import differing_settings, ordered, standard_error
+from cells import differing_settings, of_images, ordered, standard_error
 from figures import save
+from options import Parser, no_records
 from table_parts import emit, listed
 
 from repmlp import branches
 from repmlp.runs.key import branch_label, cell_key
 from repmlp.runs.record import load_records
 
-ROOT = Path(__file__).resolve().parents[1]
 NOTE = (
-    "Mean top-1 of the last epoch in %, n runs. gain: over {}, in points, ± twice its standard error: over seeds, or, "
-    "where a cell has one run, that of the number of images evaluated, which leaves out the variation between seeds."
+    "Mean top-1 of the last epoch in %, n runs. gain: over {}, in points. Its standard error over seeds, paired where "
+    "both have the same ones; where a cell has one run, that of the number of images evaluated alone, which leaves out "
+    "the variation between seeds. Nothing is claimed here: see the contrasts of the study, if its sweep names some."
 )
 
 
@@ -102,10 +101,24 @@ def measured(at: str, line: str, cell: pd.DataFrame, reference: pd.DataFrame) ->
         "top1": top1,
         "error": error,
         "gain": None if itself else top1 - reference["top1_pct"].mean(),
-        "gain_error": None if itself else (error**2 + standard_error(reference) ** 2) ** 0.5,
+        "gain_error": None if itself else gain_error(cell, reference),
+        "of_images": min(len(cell), len(reference)) == 1,
         "params": cell["params"].iloc[0],
         "macs": cell["macs"].iloc[0],
     }
+
+
+def gain_error(cell: pd.DataFrame, reference: pd.DataFrame) -> float:
+    """Return the standard error of the difference of two cells' means, in points; of the images where one has one run.
+
+    Over seeds, paired where both cells have the same ones: order and augmentation are the seed's.
+    """
+    if min(len(cell), len(reference)) == 1:
+        return sum(of_images(each) ** 2 for each in (cell, reference)) ** 0.5
+    ours, theirs = (each.set_index("seed")["top1_pct"] for each in (cell, reference))
+    if set(ours.index) == set(theirs.index):
+        return float((ours - theirs).std() / len(ours) ** 0.5)
+    return (standard_error(cell) ** 2 + standard_error(reference) ** 2) ** 0.5
 
 
 def telling_apart(differing: pd.DataFrame) -> list[str]:
@@ -134,8 +147,10 @@ def folded(tick: str) -> str:
     return re.sub(r"(\d+x\d+\+\d+x\d+)\+", r"\1+\n", tick)
 
 
-def draw(table: pd.DataFrame, axis_title: str, title: str, over: str, stem: Path, joined: bool = True) -> list[Path]:
-    """Draw accuracy and gains (over what, in words) side by side, intervals of twice the standard error."""
+def draw(
+    table: pd.DataFrame, axis_title: str, title: str, over: str, stem: Path, joined: bool = True, pdf: bool = False
+) -> list[Path]:
+    """Draw accuracy and gains (over what, in words) side by side, bars of twice the standard error."""
     ticks = list(dict.fromkeys(at for _, at in sorted(zip(table["place"], table["at"], strict=True))))
     lines = list(dict.fromkeys(table["line"]))
     figure, axes = plt.subplots(1, 2, figsize=(12, 4.4), layout="constrained")
@@ -160,8 +175,10 @@ def draw(table: pd.DataFrame, axis_title: str, title: str, over: str, stem: Path
         axis.grid(alpha=0.3)
     axes[1].set_xlim(axes[0].get_xlim())  # the reference has no gain
     axes[0].legend(fontsize=8)
-    figure.suptitle(title)
-    return save(figure, stem)
+    kinds = {False: "over seeds", True: "of the images where n=1 (seeds left out)"}
+    said = [words for kind, words in kinds.items() if kind in set((table["n"] == 1) | table["of_images"])]
+    figure.suptitle(f"{title}: bars are twice the standard error {', '.join(said)}")
+    return save(figure, stem, pdf)
 
 
 def as_shown(table: pd.DataFrame, axis_title: str) -> pd.DataFrame:
@@ -172,10 +189,14 @@ def as_shown(table: pd.DataFrame, axis_title: str) -> pd.DataFrame:
             "row": table["line"],
             "n": table["n"],
             "top-1": table["top1"].map("{:.2f}".format),
-            "gain ± 2 SE": [
-                "reference" if pd.isna(gain) else f"{gain:+.2f} ± {2 * error:.2f}"
-                for gain, error in zip(table["gain"], table["gain_error"], strict=True)
-            ],
+            "gain": ["reference" if pd.isna(gain) else f"{gain:+.2f}" for gain in table["gain"]],
+            **{
+                title: [
+                    f"{error:.2f}" if images is of_images and not pd.isna(error) else ""
+                    for error, images in zip(table["gain_error"], table["of_images"], strict=True)
+                ]
+                for title, of_images in (("SE over seeds", False), ("SE of images, n=1", True))
+            },
             "params": table["params"].map("{:,}".format),
             "MACs": table["macs"].map("{:,}".format),
         }
@@ -183,14 +204,12 @@ def as_shown(table: pd.DataFrame, axis_title: str) -> pd.DataFrame:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study")
-    parser.add_argument("--results", type=Path, default=ROOT / "results")
+    parser = Parser(__doc__, "one", ("tables", "figures"))
     parser.add_argument("--steps", action="store_true", help="compare every configuration with the most common one")
     options = parser.parse_args(argv)
     records = load_records(options.results, options.study)
     if not len(records):
-        sys.exit(f"error: no records of classification of study {options.study!r} in {options.results}")
+        no_records(options.study, options.results, "records of classification")
     table, axis_title = (steps(records), "what is changed") if options.steps else cells(records)
     over = (
         "the configuration that is most like all others (reference)"
@@ -199,8 +218,8 @@ def main(argv: list[str] | None = None) -> None:
     )
     folder = options.results / options.study
     name = "steps" if options.steps else "gains"
-    emit(name, f"Study {options.study}: {name}", NOTE.format(over), as_shown(table, axis_title), folder)
-    for path in draw(table, axis_title, f"study {options.study}", over, folder / name, joined=not options.steps):
+    emit(name, f"Study {options.study}: {name}", NOTE.format(over), as_shown(table, axis_title), folder, options.latex)
+    for path in draw(table, axis_title, f"study {options.study}", over, folder / name, not options.steps, options.pdf):
         print(path)
 
 

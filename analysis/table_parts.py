@@ -35,13 +35,15 @@ def listed(numbers: Iterable[float]) -> str:
     return ", ".join(f"{n:,}" for n in sorted(set(numbers)))
 
 
-def emit(name: str, title: str, note: str, table: pd.DataFrame, folder: Path) -> None:
-    """Write one table in three formats and print it."""
+def emit(name: str, title: str, note: str, table: pd.DataFrame, folder: Path, latex: bool = False) -> None:
+    """Write one table as Markdown and CSV, as LaTeX where asked, print it and say where it is."""
     folder.mkdir(parents=True, exist_ok=True)
     text = f"## {title}\n\n{note}\n\n{table.to_markdown(index=False, disable_numparse=True)}\n"
     (folder / f"{name}.md").write_text(text)
-    latex = table.astype(str).style.format(escape="latex").format_index(escape="latex", axis="columns")
-    caption = title.replace("_", r"\_")
-    (folder / f"{name}.tex").write_text(latex.hide(axis="index").to_latex(hrules=True, caption=caption))
     table.to_csv(folder / f"{name}.csv", index=False)
+    if latex:
+        style = table.astype(str).style.format(escape="latex").format_index(escape="latex", axis="columns")
+        caption = title.replace("_", r"\_")
+        (folder / f"{name}.tex").write_text(style.hide(axis="index").to_latex(hrules=True, caption=caption))
     print(text)
+    print(f"-> {folder / name}.md, .csv{', .tex' if latex else ''}\n")

@@ -439,7 +439,7 @@ def test_table_of_a_study(study, capsys):
     printed = capsys.readouterr().out
     folder = study / "some_study"
     assert (folder / "borders.md").read_text() in printed
-    assert (folder / "borders.png").stat().st_size > 10_000 and (folder / "borders.pdf").is_file()
+    assert (folder / "borders.png").stat().st_size > 10_000
     lines = [line for line in printed.splitlines() if line.startswith("| ")]
     assert [line.split("|")[1].strip() for line in lines] == ["network", "tiny", "control"]
     summary = json.loads((folder / "borders/0123456789ab.json").read_text())["summary"]

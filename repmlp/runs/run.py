@@ -49,7 +49,15 @@ log = logging.getLogger(__name__)
 ADDITIONS = {  # settings that are said of a run where they are on
     "model": ("drop_path_rate",), "data": ("randaugment",), "recipe": ("mixup", "cutmix", "ema_decay", "decay_all"),
 }  # fmt: skip
-HOW = ("results_dir", "output_dir", "rerun", "reuse", "weights", "backbone")  # of the command, not of the run
+HOW = (
+    "results_dir",
+    "output_dir",
+    "rerun",
+    "reuse",
+    "weights",
+    "backbone",
+    "contrasts",
+)  # of the command, not of the run
 
 
 @dataclass

@@ -17,6 +17,7 @@ from dataclasses import MISSING, dataclass, field
 from typing import Any
 
 from repmlp.branches import parse_all
+from repmlp.runs import contrasts
 
 PRECISIONS = ("32-true", "bf16-mixed")
 COMPILE = (False, True, "reduce-overhead", "max-autotune")  # the last two with CUDA graphs
@@ -271,6 +272,7 @@ class Run:
     backbone: str | None = setting(
         None, "segmentation: file of a classifier to start from; its content is in the key", NEVER
     )
+    contrasts: list[Any] = setting([], "what the study compares, named before its runs; see runs/contrasts.py", NEVER)
     rerun: bool = setting(False, "run again what has a record", NEVER)
     reuse: bool = setting(False, "where another study has the record of the same run, take it (no weights)", NEVER)
     results_dir: str = setting("results", "records, small and committed", NEVER)
@@ -285,6 +287,10 @@ class Run:
                 raise BadSetting(f"{name}={getattr(self, name)!r}: it is the name of a folder and cannot be empty")
         if any(part in (".", "..") or part.startswith("/") for part in [self.study, *self.study.split("/")]):
             raise BadSetting(f"study={self.study!r}: it is the name of a folder under {self.results_dir}")
+        try:
+            contrasts.parse(self.contrasts)
+        except ValueError as error:
+            raise BadSetting(f"contrasts: {error}") from None
         self.recipe.check_processes(self.trainer.processes)
 
 

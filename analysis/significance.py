@@ -1,0 +1,231 @@
+"""What a study's runs allow to say of the contrasts that its sweep named before them.
+
+Primary: the outcome on cell and seed (order and augmentation are those of the seed), two-way without interaction,
+residual degrees of freedom (k-1)(n-1), Holm's correction over all contrasts of the study. Beside it Student's t of each
+contrast paired by seed, n-1 degrees of freedom. That two cells are equivalent is shown by two one-sided tests with a
+margin that the sweep names. Below three seeds nothing is decided.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import statsmodels.formula.api as smf
+from cells import differing_settings
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+
+from repmlp.runs.contrasts import Contrast, shown
+from repmlp.runs.key import cell_key
+
+LEVEL = 0.05
+FEWEST = 3  # seeds, below which nothing is decided
+
+
+@dataclass
+class Pair:
+    """A contrast between two cells of a study. where: the settings that both have, in words."""
+
+    contrast: Contrast
+    where: str
+    minus: str
+    plus: str
+
+
+@dataclass
+class Finding:
+    """What the data say of one pair. Differences in points; intervals of 95 %; NaN where n is 1.
+
+    two_way and paired: (low, high). p: of the claim, by the two-way analysis, corrected by Holm. paired_p: uncorrected.
+    """
+
+    pair: Pair
+    n: int
+    left_out: tuple[int, ...]
+    difference: float
+    freedom: int
+    two_way: tuple[float, float]
+    p: float
+    paired: tuple[float, float]
+    paired_p: float
+
+    @property
+    def verdict(self) -> str:
+        """Say what stands: clear or not clear, equivalent or not shown; open below three seeds."""
+        if self.n < FEWEST:
+            return f"open (n={self.n})"
+        if self.pair.contrast.equivalent_within is None:
+            return "clear" if self.p < LEVEL else "not clear"
+        return "equivalent" if self.p < LEVEL else "equivalence not shown"
+
+
+def pairs_of(records: pd.DataFrame, contrasts: Iterable[Contrast]) -> list[Pair]:
+    """Return every two cells of a study that differ as a contrast says and in nothing else but the seed."""
+    differing = differing_settings(records)
+    keys = [cell_key(config) for config in records["config"]]
+    table = differing.assign(cell=keys).drop_duplicates("cell").set_index("cell") if len(keys) else pd.DataFrame()
+    table = table.where(table.notna(), None)  # absent settings: at their neutral value
+    found = []
+    for contrast in contrasts:
+        name = "model.name" if contrast.vary == "model" else contrast.vary
+        if name not in table:
+            continue
+        others = [n for n in table if n != name and not (contrast.vary == "model" and n.startswith("model."))]
+        place = {cell: json.dumps([row[n] for n in others], default=str) for cell, row in table.iterrows()}
+        for plus, to in table[name].items():
+            for minus, before in table[name].items():
+                ends = contrast.matches(to, contrast.to) and contrast.matches(before, contrast.before)
+                if ends and place[plus] == place[minus]:
+                    found.append(Pair(contrast, _where(table, plus, others), minus, plus))
+    return sorted(found, key=lambda pair: pair.where)
+
+
+def _where(table: pd.DataFrame, cell: str, others: Sequence[str]) -> str:
+    """Say which of the cells that differ otherwise this is; a network's name stands for what all its cells have."""
+    named = [
+        name
+        for name in others
+        if name == "model.name"
+        or not name.startswith("model.")
+        or "model.name" not in table
+        or table[name].map(lambda v: json.dumps(v, default=str)).groupby(table["model.name"]).nunique().max() > 1
+    ]
+    row = table.loc[cell]
+    return ", ".join(
+        str(row[name]) if name == "model.name" else f"{name.rpartition('.')[2]} {shown(name, row[name])}"
+        for name in named
+        if table[name].map(lambda v: json.dumps(v, default=str)).nunique() > 1
+    )
+
+
+def analyse(records: pd.DataFrame, pairs: Sequence[Pair], outcome: str = "top1_pct") -> list[Finding]:
+    """Finding contrasts of one study. records: of its runs; outcome: the column that is compared, in percent.
+
+    Cells that contrasts connect are one analysis, over the seeds that all of them have and that one processor did for
+    all of them.
+    """
+    keys = pd.Series([cell_key(config) for config in records["config"]], records.index)
+    processors = [json.dumps(p, sort_keys=True) if isinstance(p, dict) else "" for p in _column(records, "processor")]
+    data = pd.DataFrame(
+        {"cell": keys, "seed": records["seed"].astype(int), "y": records[outcome].astype(float), "on": processors}
+    ).drop_duplicates(["cell", "seed"])
+    tests = [test for block in _blocks(pairs) for test in _block_tests(data, block)]
+    known = [test for test in tests if not np.isnan(test.p)]
+    if known:
+        for test, p in zip(known, multipletests([t.p for t in known], method="holm")[1], strict=True):
+            test.p = float(p)
+    order = {id(pair): number for number, pair in enumerate(pairs)}
+    return sorted(tests, key=lambda test: order[id(test.pair)])
+
+
+def _column(records: pd.DataFrame, name: str) -> Iterable[Any]:
+    return records[name] if name in records else [None] * len(records)
+
+
+def _blocks(pairs: Sequence[Pair]) -> list[list[Pair]]:
+    """Split pairs into groups that share no cell."""
+    blocks: list[tuple[set[str], list[Pair]]] = []
+    for pair in pairs:
+        cells, members = {pair.minus, pair.plus}, [pair]
+        apart = []
+        for block in blocks:
+            if block[0] & cells:
+                cells, members = cells | block[0], block[1] + members
+            else:
+                apart.append(block)
+        blocks = [*apart, (cells, members)]
+    return [members for _, members in blocks]
+
+
+def _block_tests(data: pd.DataFrame, pairs: Sequence[Pair]) -> list[Finding]:
+    """Analyse the cells of some pairs together; p is not corrected yet."""
+    cells = sorted({cell for pair in pairs for cell in (pair.minus, pair.plus)})
+    of_block = data[data["cell"].isin(cells)]
+    complete = of_block.groupby("seed").agg(cells=("cell", "nunique"), on=("on", "nunique"))
+    seeds = complete.index[(complete["cells"] == len(cells)) & (complete["on"] == 1)]
+    left_out = tuple(sorted(set(of_block["seed"]) - set(seeds)))
+    used = of_block[of_block["seed"].isin(seeds)]
+    wide = used.pivot(index="seed", columns="cell", values="y")
+    n, freedom = len(seeds), (len(cells) - 1) * (len(seeds) - 1)
+    fit = smf.ols("y ~ 0 + C(cell) + C(seed)", used).fit() if n > 1 else None
+    tests = []
+    for pair in pairs:
+        nothing = (float("nan"), float("nan"))
+        if n == 0:
+            tests.append(Finding(pair, 0, left_out, float("nan"), 0, nothing, float("nan"), nothing, float("nan")))
+            continue
+        difference = wide[pair.plus] - wide[pair.minus]
+        test = Finding(
+            pair, n, left_out, float(difference.mean()), freedom, nothing, float("nan"), nothing, float("nan")
+        )
+        if fit is not None:
+            result = fit.t_test(f"C(cell)[{pair.plus}] = C(cell)[{pair.minus}]")
+            test.two_way = tuple(map(float, result.conf_int(LEVEL)[0]))
+            margin = pair.contrast.equivalent_within
+            paired = stats.ttest_rel(wide[pair.plus], wide[pair.minus])
+            test.paired = tuple(map(float, paired.confidence_interval(1 - LEVEL)))
+            if margin is None:
+                test.p, test.paired_p = float(result.pvalue), float(paired.pvalue)
+            else:
+                error = float(np.squeeze(result.sd))
+                test.p = _equivalent(test.difference, error, fit.df_resid, margin)
+                test.paired_p = _equivalent(test.difference, float(difference.std() / n**0.5), n - 1, margin)
+        tests.append(test)
+    return tests
+
+
+def _equivalent(difference: float, error: float, freedom: float, margin: float) -> float:
+    """Return p of two one-sided tests that a difference lies within +-margin: the larger of the two."""
+    return float(stats.t.sf((margin - abs(difference)) / error, freedom)) if error else float("nan")
+
+
+def contrasts_table(tests: Sequence[Finding]) -> pd.DataFrame:
+    """Write the tests of a study as its table shows them."""
+    rows = []
+    for test in tests:
+        contrast = test.pair.contrast
+        margin = contrast.equivalent_within
+        rows.append(
+            {
+                "of": test.pair.where,
+                "contrast": str(contrast),
+                "claim": "differ" if margin is None else f"equal within {margin:g}",
+                "n": test.n,
+                "difference": "" if np.isnan(test.difference) else f"{test.difference:+.2f}",
+                "95 % interval": _interval(test.two_way),
+                "df": test.freedom,
+                "p (Holm)": _p(test.p),
+                "verdict": test.verdict,
+                "paired 95 % interval": _interval(test.paired),
+                "paired p": _p(test.paired_p),
+            }
+        )
+    table = pd.DataFrame(rows)
+    return table if table["of"].any() else table.drop(columns="of")
+
+
+def _interval(bounds: tuple[float, float]) -> str:
+    return "" if np.isnan(bounds[0]) else f"{bounds[0]:+.2f} to {bounds[1]:+.2f}"
+
+
+def _p(p: float) -> str:
+    return "" if np.isnan(p) else "<0.0001" if p < 1e-4 else f"{p:.4f}"
+
+
+def contrasts_note(tests: Sequence[Finding]) -> str:
+    """Say how the tests were made, and which seeds they could not use."""
+    left_out = sorted({seed for test in tests for seed in test.left_out})
+    more = (
+        f" Seeds {', '.join(map(str, left_out))} are left out where not all cells have them, or not on one processor."
+    )
+    return (
+        "Top-1 of the last epoch, in points; contrasts named by the sweep. Two-way analysis on cell and seed, Holm's "
+        "correction over the contrasts of the study; beside it each contrast paired by seed (n-1 degrees of freedom, "
+        "p uncorrected). Equality: two one-sided tests. Nothing is decided below three seeds."
+        + (more if left_out else "")
+    )
