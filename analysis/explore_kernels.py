@@ -5,10 +5,10 @@
     python analysis/explore_kernels.py RepMLPNet-D256.pth       # published weights: block 10 of stage 3, the paper's
     python analysis/explore_kernels.py FILE --layer 3           # one layer, by its number from 0 or its name
 
-One HTML file that opens in any browser of today without network, at most 20 MB: all layers where they fit, otherwise one.
-In it: the FC alone, the branches alone and both merged, side by side on one scale; the output point by click, arrow
-keys or number; what outside the branches' reach exceeds them; the share of |weight| by distance. Its address keeps the
-view. Paper: RepMLPNet Figure 3 and Appendix A are one such view.
+One HTML file that opens in any browser of today without network, at most 20 MB: all layers where they fit, otherwise
+one. In it: the FC alone, the branches alone and both merged, side by side on one scale; the output point by click,
+arrow keys or number; what outside the branches' reach exceeds them; the share of |weight| by distance. Its address
+keeps the view. Paper: RepMLPNet Figure 3 and Appendix A are one such view.
 """
 
 from __future__ import annotations

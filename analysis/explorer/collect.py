@@ -96,8 +96,8 @@ def choose_layers(layers: dict[str, Layer], wanted: str | None) -> list[str]:
     if (size := PAGE_BYTES + _size_limit(layers[wanted])) > MAX_BYTES:
         (h, w), sets = layers[wanted].size, _set_count(layers[wanted])
         raise ValueError(
-            f"layer {wanted} has {sets} kernels of {h * w} x {h * w} weights, up to {size / 1e6:.0f} MB in a page of at "
-            f"most {MAX_BYTES / 1e6:.0f} MB: choose another of the {len(names)} layers"
+            f"layer {wanted} has {sets} kernels of {h * w} x {h * w} weights: up to {size / 1e6:.0f} MB, a page may "
+            f"have {MAX_BYTES / 1e6:.0f} MB: choose another of the {len(names)} layers"
         )
     return [wanted]
 

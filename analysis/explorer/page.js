@@ -105,7 +105,7 @@ const kernelExplorer = (() => {
   // ---- words
 
   const percent = (share) => `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)} %`;
-  const number = (w) => (w > 0 ? "+" : "") + (w === 0 ? "0" : w.toPrecision(3)).replace("-", "−").replace("e−", "e-");
+  const number = (w) => (w > 0 ? "+" : "") + (w === 0 ? "0" : w.toPrecision(3));
 
   function place(q, p, columns) {
     const [y, x] = [Math.floor(q / columns), q % columns];
@@ -188,7 +188,7 @@ const kernelExplorer = (() => {
     for (const name of [...PANELS, "picker"]) {
       models(`columns-${name}`).setv({ start: -0.5, end: columns - 0.5 });
       models(`rows-${name}`).setv({ start: rows - 0.5, end: -0.5 });
-      models(name).aspect_ratio = Math.min(Math.max(columns / rows, 1 / 4), 8); // a sequence is one row
+      models(`map-${name}`).aspect_ratio = Math.min(Math.max(columns / rows, 1 / 4), 8); // a sequence is one row
     }
   }
 
@@ -402,7 +402,7 @@ const kernelExplorer = (() => {
 
   // Bokeh makes its models once the page is read.
   async function start() {
-    const ours = () => globalThis.Bokeh.documents.find((each) => each.get_model_by_name("merged"));
+    const ours = () => globalThis.Bokeh.documents.find((each) => each.get_model_by_name("map-merged"));
     while (!ours()) await new Promise((resume) => setTimeout(resume, 10));
     const known = new Map([...ours().all_models].filter((model) => model.name).map((model) => [model.name, model]));
     models = (name) => known.get(name);

@@ -127,7 +127,7 @@ def _figures() -> dict[str, figure]:
 def _map(name: str, point: ColumnDataSource) -> figure:
     """Return an empty map with the output point marked; row 0 is at the top."""
     chart = figure(
-        name=name,
+        name=f"map-{name}",
         sizing_mode="stretch_width",
         aspect_ratio=1,
         x_range=Range1d(-0.5, 15.5, name=f"columns-{name}"),
@@ -148,7 +148,6 @@ def _map(name: str, point: ColumnDataSource) -> figure:
 def _colour_bars(mappers: dict[str, Any]) -> figure:
     """Return a strip with the colour bars of both scales, of which one is seen."""
     strip = figure(
-        name="colours",
         sizing_mode="stretch_width",
         height=66,
         x_range=Range1d(0, 1),
@@ -183,7 +182,6 @@ def _colour_bars(mappers: dict[str, Any]) -> figure:
 def _profile(name: str) -> figure:
     """Return an empty chart of the share of weight by distance."""
     chart = figure(
-        name=f"profile-{name}",
         sizing_mode="stretch_width",
         height=230,
         x_range=Range1d(0, 15, name=f"distances-{name}"),
