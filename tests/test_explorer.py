@@ -177,9 +177,10 @@ def test_a_described_layer_holds_every_weight(net):
 
 
 def test_names_of_layers():
-    names = ["stages.2.9.block.channel_perceptron", "blocks.3.linear_tokens", "trunk.mix"]
-    assert [collect.layer_title(name) for name in names] == ["stage 3, block 10", "block 4", "trunk.mix"]
-    assert collect.default_layer([*names[1:], names[0]]) == names[0]
+    names = ["stages.2.9.block.channel_perceptron", "blocks.3.linear_tokens", "trunk.mix", "layer3.1.repmlp.mix"]
+    titles = ["stage 3, block 10", "block 4", "trunk.mix", "stage 3, block 2"]
+    assert [collect.layer_title(name) for name in names] == titles
+    assert collect.default_layer([*names[1:3], names[0]]) == names[0]
     assert collect.default_layer(["a", "b", "c", "d"]) == "b"
 
 
@@ -468,6 +469,38 @@ def test_the_picture_is_the_papers_but_for_a_constant(net):
     paper = kernel_map(kernel.merged[None], (16, 16), 0, POINT).flatten()
     constant = paper - kernel.merged[POINT[0] * 16 + POINT[1]].abs().log()
     assert float(constant.max() - constant.min()) < 1e-9
+
+
+def test_a_browser_that_cannot_draw_it_says_so(browser, page_file):
+    page = browser.new_page()
+    page.add_init_script("delete globalThis.DecompressionStream")
+    page.goto(page_file.as_uri())
+    page.wait_for_function("!document.getElementById('notice').hidden")
+    assert "needs a browser of 2023 or later" in page.inner_text("#notice")
+    page.close()
+
+
+@pytest.mark.parametrize("kind", ["group-wise", "sequence", "none", "one cell"])
+def test_other_layers_are_drawn_too(browser, tmp_path, kind):
+    """No complaint, and the right number, whatever the layer's map and branches."""
+    model = SetSharingFC((1, 1), 1, [1]) if kind == "one cell" else LAYERS[kind]()
+    net = torch.nn.Sequential(torch.nn.Identity(), model).eval()
+    path = tmp_path / "page.html"
+    path.write_text(explore_kernels.build(Checkpoint(net, {}), "a test").html(), encoding="utf-8")
+    page, complaints = browser.new_page(), []
+    page.on("console", lambda m: complaints.append(m.text) if m.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto(path.as_uri())
+    page.wait_for_selector("body[data-ready=yes]")
+    p = point_of(page)[0] * model.size[1] + point_of(page)[1]
+    kernel = next(iter(collect.kernel_sets(model)))
+    assert number_in(page, "merged") == pytest.approx(float(kernel.merged[p, p]), rel=6e-3)
+    page.keyboard.press("ArrowRight")
+    page.check("input[value=linear]")
+    page.wait_for_function("location.hash.includes('linear')")
+    assert page.inner_text("#value-branches") == "no branch" or model.local_perceptron is not None
+    page.close()
+    assert not complaints
 
 
 def test_it_fits_a_telephone(view):

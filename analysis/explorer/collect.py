@@ -148,7 +148,7 @@ def describe_layer(name: str, layer: Layer, profile: dict[str, Any]) -> tuple[di
         "name": name,
         "title": layer_title(name),
         "size": list(layer.size),
-        "kind": "pair of channels" if isinstance(layer, PartitionPerceptron) else "share-set",
+        "grouped": isinstance(layer, PartitionPerceptron),
         "all_sets": layer.out_channels * layer.in_channels // layer.groups
         if isinstance(layer, PartitionPerceptron)
         else len(sets),
@@ -187,7 +187,7 @@ def profiles_by_name(model: nn.Module) -> dict[str, dict[str, Any]]:
 
 
 def layer_title(name: str) -> str:
-    """Name a layer as people do: "stage 3, block 10" for the module stages.2.9..., "block 4" for blocks.3..."""
+    """Name a layer as people do: "stage 3, block 10" for stages.2.9.mix or layer3.9.mix, "block 4" for blocks.3.mix."""
     place = _place(name)
     if place is None:
         return name
@@ -198,6 +198,8 @@ def _place(name: str) -> tuple[int, ...] | None:
     """Return the stage and block of a module's name, or its block alone, counted from 1; None where it names none."""
     if found := re.search(r"(?:^|\.)stages\.(\d+)\.(\d+)\.", name):
         return int(found[1]) + 1, int(found[2]) + 1
+    if found := re.search(r"(?:^|\.)layer(\d+)\.(\d+)\.", name):  # torchvision's names: stages from 1, blocks from 0
+        return int(found[1]), int(found[2]) + 1
     found = re.search(r"(?:^|\.)blocks\.(\d+)\.", name)
     return (int(found[1]) + 1,) if found else None
 

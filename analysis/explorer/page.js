@@ -247,7 +247,8 @@ const kernelExplorer = (() => {
       ? `${layer.branches}: ${shown.seen.length} cells, ${percent(near.branches[r])} of |weight| within distance ${r}.`
       : "This layer has no branches, or they were merged into the FC: nothing to draw, and both other maps agree.";
     byId("caption-profile-point").textContent = "How much of |weight| lies so near to the output point, or nearer.";
-    byId("caption-profile-layer").textContent = `${layer.title}, mean over its points and ${layer.kind}s.`;
+    byId("caption-profile-layer").textContent =
+      `Mean over the points and ${layer.grouped ? "groups" : "share-sets"} of ${layer.title}.`;
     byId("caption-profile-net").textContent = "Mean over the layers of the net.";
   }
 
@@ -288,8 +289,8 @@ const kernelExplorer = (() => {
     if (byId("layer").value !== layer.name || sets.length !== layer.sets.length) {
       sets.replaceChildren(...layer.sets.map(({ label }, i) => new Option(label, i)));
     }
-    byId("kind").textContent = layer.kind === "share-set"
-      ? `Share-set (of ${layer.sets.length})` : `Channels (${layer.sets.length} of ${layer.all_sets} pairs)`;
+    byId("kind").textContent = layer.grouped
+      ? `Channels (${layer.sets.length} of ${layer.all_sets} pairs)` : `Share-set (of ${layer.sets.length})`;
     byId("layer").value = layer.name;
     sets.value = view.set;
     byId("row").max = layer.size[0] - 1;
@@ -412,7 +413,11 @@ const kernelExplorer = (() => {
     document.body.dataset.ready = "yes";
   }
 
-  start();
+  start().catch((error) => {
+    byId("notice").hidden = false;
+    byId("notice").textContent = `This page could not be drawn (${error}). It needs a browser of 2023 or later.`;
+    throw error;
+  });
   return { pointer };
 })();
 globalThis.kernelExplorer = kernelExplorer;
