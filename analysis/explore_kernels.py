@@ -65,7 +65,9 @@ def main(argv: list[str] | None = None) -> None:
     run = path.parent.name if path.name == "model.safetensors" else path.stem
     output = options.output or options.outputs / "explorer" / f"{run}.html"
     try:
-        text = build(open_checkpoint(path), f"{path.name} of {run}", options.layer).html()
+        text = build(
+            open_checkpoint(path), f"run {run}" if path.name == "model.safetensors" else path.name, options.layer
+        ).html()
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(text, encoding="utf-8")
     except (ValueError, OSError) as error:

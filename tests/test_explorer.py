@@ -460,7 +460,9 @@ def test_its_shares_by_distance_are_those_of_the_library(view, net):
         np.testing.assert_allclose(np.array(lines[0][key]) / 100, expected, atol=1e-3)
         np.testing.assert_allclose(np.array(lines[1][key]) / 100, profiles[0][name], atol=1e-5)
         np.testing.assert_allclose(np.array(lines[2][key]) / 100, collect.net_profile(profiles)[key], atol=1e-9)
-        assert f"{100 * expected[2]:.{1 if expected[2] < 0.0995 else 0}f} %" in page.inner_text(f"#caption-{key}")
+        assert f"{100 * expected[2]:.{1 if expected[2] < 0.0995 else 0}f} %" in page.inner_text(
+            f"#caption-{key}"
+        ).replace("\xa0", " ")
 
 
 def test_the_picture_is_the_papers_but_for_a_constant(net):

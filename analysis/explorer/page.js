@@ -104,7 +104,7 @@ const kernelExplorer = (() => {
 
   // ---- words
 
-  const percent = (share) => `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)} %`;
+  const percent = (share) => `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)}\u00a0%`;
   const number = (w) => (w > 0 ? "+" : "") + (w === 0 ? "0" : w.toPrecision(3));
 
   function place(q, p, columns) {

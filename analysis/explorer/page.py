@@ -170,7 +170,7 @@ def _colour_bars(mappers: dict[str, Any]) -> figure:
             visible=scale == "log",
             ticker=FixedTicker(ticks=[], name=f"ticks-{scale}"),
             formatter=CustomJSTickFormatter(code="return Number(tick.toPrecision(1)).toString()"),
-            title="magnitude of a weight, |w|, the same colours for all three maps",
+            title="|weight|, the same colours for all three maps",
             title_text_font_style="normal",
             title_text_font_size="12px",
             major_label_text_font_size="12px",
