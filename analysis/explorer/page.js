@@ -10,6 +10,7 @@ const kernelExplorer = (() => {
   let models; // name -> Bokeh's model
   let state = null; // layer (its number), set, row, column, scale, span
   let shown = null; // the numbers on the screen
+  let drawnScale = null;
   let asked = 0; // how many times a view was asked for: a slower, older one must not cover the newest
 
   // ---- numbers: the reverse of codes.py
@@ -171,11 +172,15 @@ const kernelExplorer = (() => {
       if (all.length) [low, high] = [Math.min(...all), Math.max(...all)];
     }
     high = high || 1;
-    low = Math.min(low, high / LEAST_RANGE);
-    models("mapper-log").setv({ low, high });
-    models("mapper-linear").setv({ low: 0, high });
-    models("ticks-log").ticks = logTicks(low, high);
-    models("ticks-linear").ticks = linearTicks(high);
+    if (state.scale === "log") {
+      models("ticks-log").ticks = logTicks(Math.min(low, high / LEAST_RANGE), high);
+      models("mapper-log").setv({ low: Math.min(low, high / LEAST_RANGE), high });
+    } else {
+      models("ticks-linear").ticks = linearTicks(high);
+      models("mapper-linear").high = high;
+    }
+    if (drawnScale === state.scale) return; // Bokeh draws anew whatever is set, the same or not
+    drawnScale = state.scale;
     for (const scale of ["log", "linear"]) models(`bar-${scale}`).visible = state.scale === scale;
     for (const panel of PANELS) {
       const colour = { field: panel, transform: models(`mapper-${state.scale}`) };
