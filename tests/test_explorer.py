@@ -20,6 +20,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageColor
 
 from repmlp import InjectedLinear, SetSharingFC
+from repmlp.checkpoints import to_official
 from repmlp.locality import kernel_map, locality_profile, network_profiles
 from repmlp.models.build import Checkpoint, build_model, save_model
 from repmlp.repmlp_block import PartitionPerceptron
@@ -237,6 +238,14 @@ def test_the_command_writes_a_page_and_says_where(net, tmp_path, capsys):
         with pytest.raises(SystemExit):
             explore_kernels.main(arguments)
         assert "name one of" in capsys.readouterr().err
+
+
+def test_published_weights_are_explored_too(tmp_path, capsys):
+    model = build_model({**CONFIG, "kernels": [1, 3]}, 10).eval()
+    torch.save(to_official(model.state_dict()), tmp_path / "published.pth")
+    explore_kernels.main([str(tmp_path / "published.pth"), "--output", str(tmp_path / "page.html")])
+    assert capsys.readouterr().out.startswith(str(tmp_path / "page.html"))
+    assert "Weights: published.pth." in (tmp_path / "page.html").read_text()
 
 
 # ---- the page in a browser
