@@ -1,6 +1,6 @@
 # make setup   virtual environment in .venv with everything the project needs
 # make test    set up, run the tests
-# make demo    set up, run the locality sweep on the embedded data set, show its table and kernel heatmap
+# make demo    set up, run the locality sweep on the embedded data set, show its table, kernel heatmap and explorer
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -22,6 +22,7 @@ demo: setup
 	$(RUN) analysis/make_tables.py --study demo
 	$(RUN) analysis/plot_curves.py demo
 	$(RUN) analysis/plot_kernels.py --study demo
+	$(RUN) analysis/explore_kernels.py --study demo
 
 lint: setup
 	$(VENV)/bin/ruff check .

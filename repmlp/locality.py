@@ -77,11 +77,11 @@ def locality_profile(weight: Tensor, size: tuple[int, int]) -> list[float]:
     1. For weights without locality, entry r is the mean share of the map's cells that lie so near: `uniform_profile`.
     """
     h, w = size
-    distance = _distances(size).to(weight.device)
     magnitude = weight.detach().double().abs()
     share = magnitude / magnitude.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
-    mean_share = share.mean(dim=0)
-    return [float(mean_share[distance <= r].sum() / (h * w)) for r in range(max(h, w))]
+    # one pass over the matrix, whose 4096 x 4096 numbers in a large net took half a minute distance by distance
+    at_distance = torch.bincount(_distances(size).flatten(), share.mean(dim=0).flatten().cpu(), max(h, w))
+    return (at_distance.cumsum(0) / (h * w)).tolist()
 
 
 def uniform_profile(size: tuple[int, int]) -> list[float]:

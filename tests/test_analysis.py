@@ -3,6 +3,7 @@
 import importlib
 import json
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -220,6 +221,10 @@ def test_commands_make_tables_and_pictures(trained):
     )
     assert len([p for p in (results / "s").iterdir() if p.name.startswith("kernel_")]) == 2
     assert "injected" in done.stdout
+    where = ["--results", str(results), "--outputs", str(outputs)]
+    done = command("analysis/explore_kernels.py", "--study", "s", *where, check=True)
+    written = Path(done.stdout.split("  (")[0])
+    assert written.parent == outputs / "explorer" and "holds all 4 layers" in written.read_text()
     command("analysis/plot_curves.py", "s", "--results", str(results), check=True)
     assert (results / "s/curves.png").stat().st_size > 10_000
 
