@@ -14,7 +14,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from repmlp import RepMLPNet, ResMLP, load_model, save_model
+from repmlp import RepMLPNet, load_model, save_model
 from repmlp.checkpoints import to_official
 from repmlp.data import build_data
 from repmlp.export import (
@@ -28,6 +28,7 @@ from repmlp.export import (
     to_onnx,
 )
 from repmlp.models.build import open_checkpoint
+from repmlp.models.mixers import build_resmlp
 from repmlp.runs.key import run_key
 from repmlp.runs.run import execute
 
@@ -172,7 +173,7 @@ def test_calibration_takes_training_images_as_evaluation_would_see_them():
 
 def test_image_sizes():
     assert image_size(RepMLPNet((32, 48), channels=(4, 8), blocks=(1, 1), share_sets=(1, 2))) == (32, 48)
-    assert image_size(ResMLP(64, 4, 1, 8)) == (64, 64)
+    assert image_size(build_resmlp(64, 4, 1, 8)) == (64, 64)
     other = nn.Conv2d(3, 4, 3)
     assert image_size(other, {"img_size": 40}) == (40, 40)
     other.pretrained_cfg = {"input_size": (3, 20, 30)}
@@ -298,7 +299,7 @@ def settings(name: str, *overrides: str) -> DictConfig:
 def resmlp(tmp_path) -> Path:
     """An untrained ResMLP of ten classes."""
     config = {"arch": "resmlp", "depth": 1, "width": 8, "init_std": 0.3}
-    save_model(tmp_path / "resmlp.safetensors", ResMLP(32, 2, 1, 8, init_std=0.3, num_classes=10), config)
+    save_model(tmp_path / "resmlp.safetensors", build_resmlp(32, 2, 1, 8, init_std=0.3, num_classes=10), config)
     return tmp_path / "resmlp.safetensors"
 
 
