@@ -37,9 +37,10 @@ from torch.autograd import DeviceType
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.profiler import ProfilerActivity, profile
 
-from repmlp import RepMLP, RepMLPNet, ResMLP, SetSharingFC, conv_to_fc, deploy, fold_batch_norms
+from repmlp import RepMLP, RepMLPNet, SetSharingFC, conv_to_fc, deploy, fold_batch_norms
 from repmlp.cost import count_macs, count_params
 from repmlp.models.build import build_model, merged_copy
+from repmlp.models.mixers import build_resmlp
 from repmlp.models.upernet import STRIDE
 from repmlp.runs.key import branch_label, config_key
 from repmlp.runs.launch import mistakes_in_one_line, run_command
@@ -54,7 +55,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 TABLE_5 = ("repmlpnet_cifar", "resmlp12_cifar", "repmlpnet_t224", "repmlpnet_d256")
 MODELS = Path(__file__).resolve().parent / "conf/model"
 CITYSCAPES = 19  # classes
-CIFAR: dict[str, Callable[..., nn.Module]] = {"repmlpnet_cifar": RepMLPNet, "resmlp12_cifar": ResMLP}
+CIFAR: dict[str, Callable[..., nn.Module]] = {"repmlpnet_cifar": RepMLPNet, "resmlp12_cifar": build_resmlp}
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="benchmark")

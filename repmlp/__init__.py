@@ -9,7 +9,6 @@ from repmlp.layers import GlobalPerceptron, LocalPerceptron, RepMLPBlock, SetSha
 from repmlp.models.build import build_model, load_model, save_model
 from repmlp.models.repmlp_resnet import RepMLPResNet, insert, load_older, load_older_backbone, resize_partitions
 from repmlp.models.repmlpnet import RepMLPNet
-from repmlp.models.resmlp import ResMLP
 from repmlp.reparam import BatchNormStats, Branch, conv_to_fc, fuse_bn, merge_branches
 from repmlp.repmlp_block import RepMLP
 from repmlp.resizing import resize
@@ -27,7 +26,6 @@ __all__ = [
     "RepMLPBlock",
     "RepMLPNet",
     "RepMLPResNet",
-    "ResMLP",
     "SetSharingFC",
     "build_model",
     "conv_to_fc",

@@ -42,10 +42,14 @@ def count_macs(model: nn.Module, img_size: int | tuple[int, int], in_chans: int 
     """Count the multiply-accumulates of one image of `img_size` pixels, in evaluation mode.
 
     Convolutions and matrix products only, as in the papers. Works on the meta device: nothing is computed.
+    Raises ValueError for a network that takes images of another size only.
     """
     height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
     model = copy.deepcopy(model).to("meta").eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(torch.empty(1, in_chans, height, width, device="meta"))
+        try:
+            model(torch.empty(1, in_chans, height, width, device="meta"))
+        except AssertionError as error:  # timm's networks with one size of images
+            raise ValueError(f"{type(model).__name__} takes no images of {height}x{width} pixels: {error}") from error
     flops = counter.get_total_flops()
     return flops // 2

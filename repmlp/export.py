@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from timm.models.mlp_mixer import MlpMixer
 from timm.utils import reparameterize_model
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
@@ -23,7 +24,6 @@ from torch.export import Dim, ExportedProgram
 from repmlp.models.repmlp_pure import PureMLP
 from repmlp.models.repmlp_resnet import RepMLPResNet
 from repmlp.models.repmlpnet import RepMLPNet
-from repmlp.models.resmlp import ResMLP
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -65,9 +65,8 @@ def image_size(model: nn.Module, config: Mapping[str, Any] | None = None) -> tup
     """
     if isinstance(model, (RepMLPNet, RepMLPResNet, PureMLP)):
         return model.img_size
-    if isinstance(model, ResMLP):
-        patch = model.patch_embed.stride
-        return model.size[0] * patch[0], model.size[1] * patch[1]
+    if isinstance(model, MlpMixer):
+        return model.stem.img_size
     if side := (config or {}).get("img_size"):
         return side, side
     if cfg := getattr(model, "pretrained_cfg", None):

@@ -31,7 +31,8 @@ class InjectedLinear(nn.Linear):
     Paper: RepMLPNet Sections 3.2 and 5.2; the branches are a Local Perceptron with one share-set.
 
     size: (h, w) of the patch grid, or (n,) for a sequence, where a branch k, or "1xk", has k taps along it; afterwards
-    the attribute `size` is (h, w), or (1, n). kernels: branches of any kind, e.g. (1, 3, "3s"), see repmlp.branches.
+    the attribute `size` is (h, w), or (1, n). kernels: branches of any kind, e.g. (1, 3, "3s"), see repmlp.branches; ()
+    for none, the form that merging leaves: an nn.Linear that knows its grid.
     zero_init: start the batch norms' weights at 0, so that the branches add nothing yet. device, dtype: of every
     parameter.
 
@@ -58,8 +59,12 @@ class InjectedLinear(nn.Linear):
     def _add_branches(self, size: Sequence[int], kernels: Sequence[BranchSpec | int | str], zero_init: bool) -> None:
         """Make the branches, on the device and in the dtype and mode of the layer; arguments as for the class."""
         self.size = _as_grid(size)
+        specs = _check_branches(kernels, size)
+        if not specs:
+            self.register_module("local_perceptron", None)
+            return
         with self.weight.device:
-            local = LocalPerceptron(1, _check_branches(kernels, size), size)
+            local = LocalPerceptron(1, specs, size)
         if zero_init:
             for norm in local.norms.values():
                 nn.init.zeros_(norm.weight)
@@ -131,7 +136,8 @@ def inject_locality(
 
     Paper: RepMLPNet Sections 3.2 and 5.2. A layer is never chosen by its shape: channel-mixing ones can be square too.
 
-    model: any nn.Module; load pretrained weights first. kernels: the branches, of any kind (see repmlp.branches).
+    model: any nn.Module; load pretrained weights first. kernels: the branches, of any kind (see repmlp.branches); ()
+    for none: the layers compute what they did, and know their grid (for profiles and resizing).
     size: (h, w) of the patch grid, or (n,) for a sequence (1-D branches); None to ask the model's timm PatchEmbed.
     layers: dotted names of the layers, or patterns such as "blocks.*.token_mix" (as fnmatch: * matches dots too); None
     for those of timm's ResMLP and gMLP blocks. Their input has to be (..., tokens), tokens in the order (y, x).
@@ -240,11 +246,11 @@ def _as_grid(size: Sequence[int]) -> tuple[int, int]:
 
 
 def _check_branches(kernels: Sequence[BranchSpec | int | str], size: Sequence[int]) -> tuple[BranchSpec, ...]:
-    """Read the branches beside a layer over a grid (h, w) or a sequence (n,).
+    """Read the branches beside a layer over a grid (h, w) or a sequence (n,), () for none.
 
-    Raises ValueError for none, for what is no branch or there twice, and for one that does not fit the grid.
+    Raises ValueError for what is no list of branches, no branch or there twice, and for one that does not fit the grid.
     """
-    if isinstance(kernels, str) or not isinstance(kernels, Sequence) or not kernels:
+    if isinstance(kernels, str) or not isinstance(kernels, Sequence):
         raise ValueError(f"kernels={kernels!r}: give the branches, e.g. (1, 3)")
     return parse_all(kernels, size)
 
@@ -252,9 +258,9 @@ def _check_branches(kernels: Sequence[BranchSpec | int | str], size: Sequence[in
 def _check_layer(name: str, layer: nn.Module, grid: tuple[int, int]) -> None:
     """Raise ValueError where a layer cannot take branches, or works on other tokens than the grid's."""
     (h, w), kind = grid, type(layer).__name__
-    if isinstance(layer, InjectedLinear):
+    if isinstance(layer, InjectedLinear) and layer.kernels:
         raise ValueError(f"layer {name} is injected already: merge_locality(model) makes it an nn.Linear again")
-    if type(layer) is not nn.Linear:  # a subclass may compute something else
+    if type(layer) not in (nn.Linear, InjectedLinear):  # another subclass may compute something else
         raise ValueError(f"layer {name} is a {kind}: branches go beside a plain nn.Linear only")
     tokens, out = layer.in_features, layer.out_features
     if tokens != out:

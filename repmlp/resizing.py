@@ -12,16 +12,17 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from timm.models.mlp_mixer import MlpMixer
 from torch import Tensor, nn
 
 from repmlp.branches import parse_all
+from repmlp.injection import InjectedLinear, inject_locality, merge_locality
 from repmlp.layers import SetSharingFC
 from repmlp.models.repmlpnet import RepMLPNet
-from repmlp.models.resmlp import ResMLP
 
 
 def resize(model: nn.Module, img_size: int | tuple[int, int]) -> nn.Module:
-    """Return a copy of a RepMLPNet or ResMLP for images of `img_size` pixels; the original stays as it is.
+    """Return a copy of a RepMLPNet, ResMLP or gMLP for images of `img_size` pixels; the original stays as it is.
 
     With R(a -> b) the matrix of antialiased bicubic interpolation from maps of size a to size b, whose rows sum to 1,
     each FC kernel becomes W' = R(old -> new) W R(new -> old), each FC bias b' = R(old -> new) b: bring the map to the
@@ -34,12 +35,18 @@ def resize(model: nn.Module, img_size: int | tuple[int, int]) -> nn.Module:
     of the trained size, and another order on the new size would mean nothing to it. Resize the merged net.
 
     Resize before reparameterize(): in a merged kernel the convolutions would be stretched with the rest, which is
-    warned of. Resized weights fit a network built with the new img_size (a ResMLP only where that is square).
+    warned of. Resized weights fit a network built with the new img_size.
+
+    model: a RepMLPNet, or timm's ResMLP or gMLP, with branches or without; itself, no wrapper.
 
     img_size: side of a square image, or (height, width), in pixels; multiples of the stride of the last map.
     Raises TypeError for another kind of model, ValueError for a size that is no such multiple, a net without FCs, and
     where a shuffled branch would have to be resized, or a dilated one would be of no use (BranchSpec.fits).
     """
+    model = copy.deepcopy(model)
+    plain = isinstance(model, MlpMixer) and not any(isinstance(m, InjectedLinear) for m in model.modules())
+    if plain:
+        inject_locality(model, (), inplace=True)  # so that its layers know their grid
     stages, strides = _stages(model)
     if not any(stages):
         raise ValueError(f"this {type(model).__name__} has no set-sharing FCs, so there is nothing to resize")
@@ -53,59 +60,69 @@ def resize(model: nn.Module, img_size: int | tuple[int, int]) -> nn.Module:
     for fcs, size in zip(stages, sizes, strict=True):
         for fc in fcs:
             _check_branches(fc, size)
-    # a merged ResMLP looks like one that never had branches
-    if any(fc.norm is None and fc.local_perceptron is None for stage in stages for fc in stage):
+    # merged, a layer without a batch norm looks like one that never had branches
+    if any(getattr(fc, "norm", None) is None and fc.local_perceptron is None for stage in stages for fc in stage):
         warnings.warn(
             "the model has no branches: convolutions that were merged into its FC kernels, if any, are stretched with "
             "them; resize() the train-time model and reparameterize() the result",
             stacklevel=2,
         )
-    model = copy.deepcopy(model)
-    for fcs, size in zip(_stages(model)[0], sizes, strict=True):
+    for fcs, size in zip(stages, sizes, strict=True):
         for fc in fcs:
             _resize_fc(fc, size)
     if isinstance(model, RepMLPNet):
         model.img_size = sides
     else:
-        model.size = sizes[-1]
-    return model
+        model.stem.set_input_size(sides)
+    return merge_locality(model, inplace=True) if plain else model
 
 
-def _stages(model: nn.Module) -> tuple[list[list[SetSharingFC]], list[int]]:
-    """Return the set-sharing FCs and the stride, in pixels, of every stage; a ResMLP is one stage."""
+def _stages(model: nn.Module) -> tuple[list[list[SetSharingFC | InjectedLinear]], list[int]]:
+    """Return the spatial layers and the stride, in pixels, of every stage; an MlpMixer is one stage."""
     if isinstance(model, RepMLPNet):
         stages = list(model.stages)
         strides = [info["reduction"] for info in model.feature_info[: len(stages)]]
-    elif isinstance(model, ResMLP):
-        stages, strides = [model.blocks], [model.patch_embed.stride[0]]
+    elif isinstance(model, MlpMixer):
+        height, width = model.stem.patch_size
+        if height != width:
+            raise ValueError(f"resize() takes square patches only; the model's are {height}x{width} pixels")
+        stages, strides = [model.blocks], [height]
     else:
-        raise TypeError(f"resize() takes a RepMLPNet or a ResMLP itself, no wrapper; got {type(model).__name__}")
-    return [[m for m in stage.modules() if isinstance(m, SetSharingFC)] for stage in stages], strides
+        raise TypeError(
+            f"resize() takes a RepMLPNet, or timm's ResMLP or gMLP, itself, no wrapper; got {type(model).__name__}"
+        )
+    return [[m for m in stage.modules() if isinstance(m, (SetSharingFC, InjectedLinear))] for stage in stages], strides
 
 
 @torch.no_grad()
-def _resize_fc(fc: SetSharingFC, size: tuple[int, int]) -> None:
+def _resize_fc(fc: SetSharingFC | InjectedLinear, size: tuple[int, int]) -> None:
     """Interpolate weight and bias in place; the same size leaves every bit as it is."""
     if size == fc.size:
         return
     (h, w), (new_h, new_w) = fc.size, size
     there = [_interpolation(h, new_h, fc.weight.device), _interpolation(w, new_w, fc.weight.device)]
     back = [_interpolation(new_h, h, fc.weight.device).T, _interpolation(new_w, w, fc.weight.device).T]
-    weight = fc.weight.new_empty(fc.share_sets, new_h * new_w, new_h * new_w)
-    for target, source in zip(weight, fc.weight, strict=True):  # one set at a time: float64 is large
+    leading = fc.weight.shape[:-2]  # (S,) of a set-sharing FC, () of a linear layer
+    weight = fc.weight.new_empty(*leading, new_h * new_w, new_h * new_w)
+    # (h*w, h*w) -> (1, h*w, h*w) of a linear layer
+    sets = zip(*(w.view(fc.share_sets, *w.shape[-2:]) for w in (weight, fc.weight.detach())), strict=True)
+    for target, source in sets:  # one set at a time: float64 is large
         # (h*w, h*w) -> (h, w, h, w) -> (h', w', h', w') -> (h'*w', h'*w')
         target.copy_(_along_axes(source.double().view(h, w, h, w), [*there, *back]).reshape(target.shape))
     fc.weight = nn.Parameter(weight, requires_grad=fc.weight.requires_grad)
     if fc.bias is not None:
         # (S, h*w) -> (h, w, S) -> (S, h', w') -> (S, h'*w')
-        bias = _along_axes(fc.bias.double().T.reshape(h, w, fc.share_sets), there).flatten(1)
-        fc.bias = nn.Parameter(bias.to(fc.bias.dtype), requires_grad=fc.bias.requires_grad)
+        bias = _along_axes(fc.bias.double().view(fc.share_sets, -1).T.reshape(h, w, fc.share_sets), there)
+        bias = bias.reshape(*leading, new_h * new_w).to(fc.bias.dtype)
+        fc.bias = nn.Parameter(bias, requires_grad=fc.bias.requires_grad)
     fc.size = size
+    if isinstance(fc, InjectedLinear):
+        fc.in_features = fc.out_features = new_h * new_w
     if fc.local_perceptron is not None:
         fc.local_perceptron.size = size
 
 
-def _check_branches(fc: SetSharingFC, size: tuple[int, int]) -> None:
+def _check_branches(fc: SetSharingFC | InjectedLinear, size: tuple[int, int]) -> None:
     """Raise ValueError where a branch of a layer cannot go on to maps of another size."""
     for spec in parse_all(fc.kernels, size):
         if spec.shuffled and size != fc.size:

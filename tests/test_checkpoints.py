@@ -10,8 +10,9 @@ from conftest import randomise_norms
 from safetensors.torch import save_file
 from torch import nn
 
-from repmlp import RepMLPNet, ResMLP, build_model
+from repmlp import RepMLPNet, build_model
 from repmlp.checkpoints import config_of, convert, load, load_backbone, read, to_official
+from repmlp.models.mixers import build_resmlp
 
 # The names that other projects give to the layers
 OFFICIAL = {
@@ -461,7 +462,10 @@ def test_weights_that_do_not_fit_are_named(form, merged, change, words):
 @pytest.mark.parametrize(
     ("weights", "words"),
     [
-        (ResMLP(depth=1, width=8).state_dict(), r"repmlp: stem.conv.weight is missing and patch_embed.weight is unex"),
+        (
+            build_resmlp(depth=1, width=8).state_dict(),
+            r"repmlp: stem.conv.weight is missing and stem.proj.weight is unex",
+        ),
         (nn.Linear(2, 2).state_dict(), r"conv_embedding.conv.weight is missing and weight is unexpected"),
         ({"epoch": 3, "model": {}}, r"found no weights in the keys \['epoch', 'model'\]: expected a state_dict"),
         ({}, r"found no weights in the keys \[\]"),

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from repmlp import RepMLPNet, ResMLP, deploy
+from repmlp import RepMLPNet, deploy
 from repmlp.cost import count_macs
 from repmlp.deployment import DeployedUnit
+from repmlp.models.mixers import build_resmlp
 from repmlp.models.repmlpnet import RepMLPNetUnit
 
 NETS = {
@@ -129,8 +130,8 @@ def test_deployed_net_exports_with_a_free_batch():
 
 
 def test_what_cannot_be_deployed_is_said():
-    with pytest.raises(TypeError, match=r"takes a RepMLPNet, got ResMLP: use timm\.utils\.reparameterize_model"):
-        deploy(ResMLP(depth=1, width=8))
+    with pytest.raises(TypeError, match=r"takes a RepMLPNet, got MlpMixer: use timm\.utils\.reparameterize_model"):
+        deploy(build_resmlp(depth=1, width=8))
     with pytest.raises(RuntimeError, match="training mode"):
         deploy(RepMLPNet(**NETS["no branches"]).train())
     with pytest.raises(ValueError, match="no head"):

@@ -237,6 +237,24 @@ def test_a_stock_net_trains_with_branches_of_any_kind_and_comes_back(tmp_path, k
 
 
 @pytest.mark.parametrize("kind", BLOCKS)
+def test_without_branches_layers_know_their_grid_and_nothing_else_changes(kind):
+    plain, x = stock(kind), torch.randn(IMAGES, dtype=torch.float64)
+    net = inject_locality(plain, ())
+    layers = [module for module in net.modules() if isinstance(module, InjectedLinear)]
+    assert [(layer.size, layer.kernels) for layer in layers] == [(SIZE, ())] * 2
+    assert list(net.state_dict()) == list(plain.state_dict())
+    with torch.no_grad():
+        assert torch.equal(net(x), plain(x))
+    assert str(merge_locality(net.train())) == str(plain)
+    for layer in layers:
+        layer.reparameterize()  # in training mode too: there is nothing to merge
+    again = inject_locality(net.eval(), (1, 3))
+    assert {module.kernels for module in again.modules() if isinstance(module, InjectedLinear)} == {(1, 3)}
+    once_more = inject_locality(timm.utils.reparameterize_model(again), (5,), inplace=True)
+    assert {module.kernels for module in once_more.modules() if isinstance(module, InjectedLinear)} == {(5,)}
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
 @pytest.mark.parametrize("training", [False, True])
 def test_zero_init_changes_nothing(kind, training):
     plain, x = stock(kind).train(training), torch.randn(IMAGES, dtype=torch.float64)
@@ -440,7 +458,6 @@ TOKEN = {"layers": "blocks.*.token_mix"}
         (TokenNet, {**TOKEN, "size": (2, 2, 3)}, r"size=\(2, 2, 3\): give"),
         (TokenNet, {**TOKEN, "size": (4.0, 3)}, r"size=\(4\.0, 3\): give"),
         (TokenNet, {**TOKEN, "size": (-4, -3)}, r"size=\(-4, -3\): give"),
-        (TokenNet, {**TOKEN, "size": (4, 3), "kernels": ()}, r"kernels=\(\): give the branches"),
         (TokenNet, {**TOKEN, "size": (4, 3), "kernels": 3}, "kernels=3: give the branches"),
         (TokenNet, {**TOKEN, "size": (4, 3), "kernels": (2,)}, r"branch 2x2: its sides have to be odd"),
         (TokenNet, {**TOKEN, "size": (4, 3), "kernels": "3s"}, "kernels='3s': give the branches"),
@@ -465,10 +482,9 @@ def test_refusals_change_nothing(build, arguments, message):
 def test_injecting_twice_is_refused():
     with pytest.raises(ValueError, match=r"layer blocks\.0\.linear_tokens is injected already"):
         inject_locality(injected_net("resmlp"))
-    with pytest.raises(ValueError, match="is injected already: merge_locality"):
-        inject_locality(timm.utils.reparameterize_model(injected_net("gmlp")))
-    again = inject_locality(merge_locality(injected_net("gmlp")))
-    assert isinstance(again.blocks[1].mlp_channels.gate.proj, InjectedLinear)
+    for merge in (timm.utils.reparameterize_model, merge_locality):
+        again = inject_locality(merge(injected_net("gmlp")), (3,))
+        assert again.blocks[1].mlp_channels.gate.proj.kernels == (3,)
 
 
 @pytest.mark.parametrize("name", ["resmlp_12_patch4_32", "gmlp_12_patch4_32"])

@@ -8,10 +8,13 @@ import timm
 import torch
 import torch.nn.functional as F
 from conftest import randomise_norms
+from timm.models.mlp_mixer import MlpMixer
 from torch import Tensor, nn
 
 import repmlp  # noqa: F401  (registers the variants)
-from repmlp import RepMLPNet, ResMLP, SetSharingFC, build_model
+from repmlp import InjectedLinear, RepMLPNet, SetSharingFC, build_model, inject_locality
+from repmlp.models import mixers
+from repmlp.models.build import merged_copy
 from repmlp.resizing import _resize_fc, resize
 
 SIZES = [
@@ -26,6 +29,11 @@ SIZES = [
 ]
 NET = {"arch": "repmlpnet", "channels": [8, 16], "blocks": [2, 1], "share_sets": [2, 4]}
 MLP = {"arch": "resmlp", "depth": 2, "width": 8}
+SHAPE = {"img_size": 32, "arguments": {"num_blocks": 2, "embed_dim": 8}}
+MIXERS = [
+    MLP,
+    *({"arch": "timm", "variant": f"{name}_12_patch4_32", "kernels": [3], **SHAPE} for name in ("resmlp", "gmlp")),
+]
 
 
 def axis(old: int, new: int) -> Tensor:
@@ -173,19 +181,46 @@ def test_repmlpnet(img_size):
 
 
 @pytest.mark.parametrize("img_size", [64, 16, (20, 48)])
-def test_resmlp(img_size):
-    model = build_model(MLP, 5).eval()
-    for block in model.blocks:
-        nn.init.normal_(block.spatial.bias)
+@pytest.mark.parametrize("config", MIXERS, ids=["resmlp", "timm's", "gmlp"])
+def test_mixers(config, img_size):
+    """Their linear layers are set-sharing FCs with one set, and resized alike; the grid goes with them."""
+    model = build_model(config, 5).eval()
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, InjectedLinear)}
+    for layer in layers.values():
+        nn.init.normal_(layer.weight)
+        nn.init.normal_(layer.bias)
     found = resize(model, img_size)
-    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
-    size = (height // 2, width // 2)
-    assert found.size == size and {block.spatial.size for block in found.blocks} == {size}
-    assert model.size == (16, 16) and model.blocks[0].spatial.weight.shape == (1, 256, 256)
+    sides = (img_size, img_size) if isinstance(img_size, int) else img_size
+    size = tuple(side // model.stem.patch_size[0] for side in sides)
+    assert (found.stem.img_size, found.stem.grid_size) == (sides, size) and model.stem.img_size == (32, 32)
+    assert len(layers) == len(model.blocks)
+    for name, layer in layers.items():
+        fc = SetSharingFC(layer.size, bias=True, norm=False)
+        fc.load_state_dict({"weight": layer.weight[None], "bias": layer.bias[None]})
+        expected, there = resized(fc, size), found.get_submodule(name)
+        assert torch.equal(there.weight, expected.weight[0]) and torch.equal(there.bias, expected.bias[0])
+        assert (there.size, there.in_features, there.out_features) == (size, *there.weight.shape)
+    # its weights are those of a network built for the size
+    if sides[0] == sides[1]:
+        fresh = build_model({**config, "img_size": img_size}, 5).eval()
+        fresh.load_state_dict(found.state_dict())
+        x = torch.randn(2, 3, *sides)
+        with torch.no_grad():
+            assert torch.equal(found(x), fresh(x)) and found(x).shape == (2, 5)
+
+
+def test_a_stock_net_stays_one():
+    model = timm.create_model("resmlp_12_224", img_size=32, num_classes=3).eval()
+    nn.init.normal_(model.head.weight)
+    with pytest.warns(UserWarning, match="stretched with them"):
+        found = resize(model, (32, 64))
+    assert {type(block.linear_tokens) for net in (model, found) for block in net.blocks} == {nn.Linear}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        marked = resize(inject_locality(model, ()), (32, 64))
+    x = torch.randn(2, 3, 32, 64)
     with torch.no_grad():
-        assert found(torch.randn(2, 3, height, width)).shape == (2, 5)
-    bias = interpolate(model.blocks[1].spatial.bias.detach().double().view(1, 16, 16), size).flatten(1)
-    torch.testing.assert_close(found.blocks[1].spatial.bias.detach().double(), bias, rtol=0, atol=1e-6)
+        assert torch.equal(found(x), marked(x))
 
 
 @pytest.mark.parametrize("config", [NET, MLP], ids=["repmlpnet", "resmlp"])
@@ -196,8 +231,7 @@ def test_a_resized_net_merges_and_trains(config):
     assert all(p.requires_grad and p.grad is not None for p in model.parameters())
     with torch.no_grad():
         expected = model.eval()(x)
-        model.reparameterize()
-        assert error(model(x), expected) < 1e-12
+        assert error(merged_copy(model)(x), expected) < 1e-12
 
 
 def test_merged_nets_are_resized_with_a_warning():
@@ -239,9 +273,8 @@ def test_branches_of_other_kinds():
         assert torch.equal(resize(model, 32)(images), model(images))
         with pytest.raises(ValueError, match=r"branch 3x3s: the order of its shuffled grid belongs to maps of 16x16"):
             resize(model, 64)
-        model.reparameterize()
         with pytest.warns(UserWarning, match="stretched with them"):
-            resize(model, 64)
+            resize(merged_copy(model), 64)
 
 
 def test_frozen_parameters_stay_frozen():
@@ -278,8 +311,12 @@ def test_bad_sizes_are_named(img_size):
 
 def test_other_models_are_refused():
     net = build_model(NET)
-    for model in (nn.Linear(2, 2), nn.Sequential(net), timm.create_model("resmlp_12_224", img_size=32)):
-        with pytest.raises(TypeError, match=f"RepMLPNet or a ResMLP itself, no wrapper; got {type(model).__name__}"):
+    for model in (nn.Linear(2, 2), nn.Sequential(net), timm.create_model("vit_tiny_patch16_224", img_size=32)):
+        with pytest.raises(TypeError, match=f"ResMLP or gMLP, itself, no wrapper; got {type(model).__name__}"):
             resize(model, 64)
     with pytest.raises(ValueError, match="no set-sharing FCs"):
-        resize(ResMLP(depth=0), 64)
+        resize(build_model({**NET, "blocks": [0, 0]}), 64)
+    with pytest.raises(ValueError, match="MixerBlock mixes tokens by an MLP"):
+        resize(MlpMixer(5, 32, num_blocks=1, embed_dim=8), 64)
+    with pytest.raises(ValueError, match="square patches only; the model's are 4x2 pixels"):
+        resize(MlpMixer(5, 32, patch_size=(4, 2), num_blocks=1, embed_dim=8, **mixers.RESMLP), 64)

@@ -18,11 +18,12 @@ from repmlp import checkpoints
 from repmlp.branches import BranchSpec, values
 from repmlp.injection import InjectedLinear, inject_locality
 from repmlp.layers import SetSharingFC
+from repmlp.models.mixers import build_resmlp
 from repmlp.models.repmlp_pure import PureMLP
 from repmlp.models.repmlp_resnet import RepMLPResNet
 from repmlp.models.repmlpnet import RepMLPNet
-from repmlp.models.resmlp import ResMLP
 from repmlp.models.upernet import build_upernet
+from repmlp.resmlp_key_names import convert_resmlp
 
 SPATIAL_LAYERS = (SetSharingFC, InjectedLinear)  # layers over a map that have branches, `size` and `merged()`
 
@@ -63,18 +64,18 @@ def build_timm(
             variant, num_classes=num_classes, kernels=values(kernels), inference_mode=inference_mode, **given
         )
     model = timm.create_model(variant, num_classes=num_classes, **given)
-    if not kernels or inference_mode:
-        return model
     try:
-        return inject_locality(model, kernels, inplace=True)
+        return inject_locality(model, () if inference_mode else kernels, inplace=True)
     except ValueError as error:
+        if not kernels:  # a network of any kind
+            return model
         raise ValueError(f"{variant} takes no branches, use kernels=[]: {error}") from error
 
 
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "repmlpnet": RepMLPNet,
     "repmlp_pure": PureMLP,
-    "resmlp": ResMLP,
+    "resmlp": build_resmlp,
     "timm": build_timm,
     "upernet": build_upernet,
 }
@@ -135,6 +136,8 @@ def load_model(path: Path | str) -> tuple[nn.Module, dict[str, str]]:
     if "repmlp_model" not in metadata:
         raise ValueError(f"{path} names no repmlp model in its metadata: was it written by save_model?")
     config = json.loads(metadata["repmlp_model"])
+    if config["arch"] == "resmlp":
+        state = convert_resmlp(state)
     train_time = (".local_perceptron.", ".channel_perceptron.norm.", ".partition_perceptron.norm.")
     merged = not any(part in name for name in state for part in train_time)
     model = build_model(config, int(metadata["num_classes"]), inference_mode=merged)
