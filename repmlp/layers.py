@@ -25,6 +25,22 @@ def batch_norm_stats(norm: nn.modules.batchnorm._BatchNorm) -> BatchNormStats:
     return BatchNormStats(norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)
 
 
+def shuffled_grid(size: tuple[int, int]) -> Tensor:
+    """Draw the order of positions of a shuffled h x w grid, int64 (h*w,), from the seed that torch was given last.
+
+    It is one for all layers of a net with maps of this size, and takes nothing from the random numbers that weights
+    start from, which are those of the same net with plain branches.
+    """
+    generator = torch.Generator().manual_seed(derive_seed(torch.initial_seed(), "shuffled grid", *size))
+    return torch.randperm(size[0] * size[1], generator=generator, device="cpu")
+
+
+def reordered(x: Tensor, order: Tensor) -> Tensor:
+    """Put the positions of maps in another order: (N, C, h, w) -> (N, C, h, w), channels-last in memory."""
+    # (N, C, h, w) -> (N, h*w, C), a view of a channels-last map -> (N, C, h, w)
+    return x.flatten(2).transpose(1, 2).index_select(1, order).transpose(1, 2).unflatten(2, x.shape[2:])
+
+
 class LocalPerceptron(nn.Module):
     """Parallel depth-wise convolutions, each followed by a batch norm, summed.
 
@@ -33,9 +49,7 @@ class LocalPerceptron(nn.Module):
     and the batch norm pools over the channels of a set.
 
     Shuffled branches see the map in the order of the buffer `permutation` (h*w,), int64, and put their output back. It
-    is drawn for the size of the map from the seed that torch was given last: one for all layers of a net with that
-    size, and without touching the random numbers that weights start from, which are those of the same net with plain
-    branches. It is saved and loaded with the weights.
+    is drawn by `shuffled_grid`, saved and loaded with the weights.
 
     share_sets: S, has to divide the channels. kernels: branches, e.g. (1, 3, "1x3", "3d2", "3s").
     size: (h, w) of the map, or (n,) for a sequence, where a branch k or "1xk" has k taps along it; afterwards the
@@ -76,8 +90,7 @@ class LocalPerceptron(nn.Module):
     def reset_parameters(self) -> None:
         """Draw the order of the shuffled grid, the one thing here that belongs to no convolution or batch norm."""
         if self.permutation is not None:
-            generator = torch.Generator().manual_seed(derive_seed(torch.initial_seed(), "shuffled grid", *self.size))
-            self.permutation.copy_(torch.randperm(len(self.permutation), generator=generator, device="cpu"))
+            self.permutation.copy_(shuffled_grid(self.size))
 
     @property
     def kernels(self) -> tuple[int | str, ...]:
@@ -89,7 +102,7 @@ class LocalPerceptron(nn.Module):
         if self.permutation is not None:
             if (h, w) != self.size:
                 raise ValueError(f"got maps of size {(h, w)}: the shuffled grid of these branches has size {self.size}")
-            shuffled, back = self._reordered(x, self.permutation), inverse_permutation(self.permutation)
+            shuffled, back = reordered(x, self.permutation), inverse_permutation(self.permutation)
         # Convolving C channels with repeated kernels is the same as S channels with a C/S times larger batch. On a CPU
         # it took 24 ms where one channel and a batch of 32768 took 1700 ms (forward and backward).
         out = 0
@@ -99,17 +112,11 @@ class LocalPerceptron(nn.Module):
             source = shuffled if spec.shuffled else x
             y = F.conv2d(source, kernel, padding=conv.padding, dilation=conv.dilation, groups=c)
             if spec.shuffled:
-                y = self._reordered(y, back)
+                y = reordered(y, back)
             # (N, C, h, w) -> (N*C/S, S, h, w)
             out = out + norm(y.reshape(-1, self.share_sets, h, w))
         # (N*C/S, S, h, w) -> (N, C, h, w)
         return out.reshape(n, c, h, w)
-
-    @staticmethod
-    def _reordered(x: Tensor, order: Tensor) -> Tensor:
-        """Put the positions of maps in another order: (N, C, h, w) -> (N, C, h, w), channels-last in memory."""
-        # (N, C, h, w) -> (N, h*w, C), a view of a channels-last map -> (N, C, h, w)
-        return x.flatten(2).transpose(1, 2).index_select(1, order).transpose(1, 2).unflatten(2, x.shape[2:])
 
     def branches(self) -> list[Branch]:
         """Return the convolutions as plain tensors, ready for `merge_branches`."""
@@ -137,9 +144,9 @@ class LocalPerceptron(nn.Module):
             conv = self.convs[str(spec.value)]
             # the taps lie symmetrically, so a kernel of ones spreads the point to the cells that it sees
             ones = torch.ones(1, 1, *conv.kernel_size, device="cpu")
-            x = self._reordered(spot, order) if spec.shuffled else spot
+            x = reordered(spot, order) if spec.shuffled else spot
             y = F.conv2d(x, ones, padding=conv.padding, dilation=conv.dilation)
-            seen |= (self._reordered(y, inverse_permutation(order)) if spec.shuffled else y) > 0
+            seen |= (reordered(y, inverse_permutation(order)) if spec.shuffled else y) > 0
         # (1, 1, h, w) -> (h, w)
         return seen[0, 0]
 

@@ -8,7 +8,6 @@ Unlike the set-sharing FC of RepMLPNet, FC3 mixes the channels of a group with t
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -16,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repmlp.branches import BranchSpec, parse_all
-from repmlp.layers import batch_norm_stats, cut_into_tiles, join_tiles, tiles_of
-from repmlp.reparam import Branch, fuse_bn, merge_branches
+from repmlp.layers import batch_norm_stats, cut_into_tiles, join_tiles, reordered, shuffled_grid, tiles_of
+from repmlp.reparam import Branch, fuse_bn, inverse_permutation, merge_branches
 
 
 class PartitionGlobalPerceptron(nn.Module):
@@ -78,15 +77,23 @@ class PartitionGlobalPerceptron(nn.Module):
 class GroupLocalPerceptron(nn.Module):
     """Parallel group-wise convolutions, each followed by a batch norm, summed.
 
-    Paper: RepMLP Section 3.3, "Local Perceptron".
+    Paper: RepMLP Section 3.3, "Local Perceptron". Shuffled branches see the partition in the order of the buffer
+    `permutation`, as in repmlp.layers.LocalPerceptron.
 
-    in_channels, out_channels: C, O. groups: divides both. kernels: branches, see repmlp.branches.
+    in_channels, out_channels: C, O. groups: divides both. kernels: branches, see repmlp.branches. size: (h, w).
     Input (N, C, h, w), output (N, O, h, w).
     """
 
-    def __init__(self, in_channels: int, out_channels: int, groups: int, kernels: Iterable[BranchSpec | int | str]):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        groups: int,
+        kernels: Iterable[BranchSpec | int | str],
+        size: tuple[int, int],
+    ):
         super().__init__()
-        self.specs = parse_all(kernels)
+        self.specs, self.size = parse_all(kernels), size
         self.convs = nn.ModuleDict()
         for spec in self.specs:
             self.convs[str(spec.value)] = nn.Conv2d(
@@ -99,48 +106,31 @@ class GroupLocalPerceptron(nn.Module):
                 bias=False,
             )
         self.norms = nn.ModuleDict({name: nn.BatchNorm2d(out_channels) for name in self.convs})
+        shuffled = any(spec.shuffled for spec in self.specs)
+        self.register_buffer("permutation", torch.empty(size[0] * size[1], dtype=torch.int64) if shuffled else None)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the order of the shuffled grid, the one thing here that belongs to no convolution or batch norm."""
+        if self.permutation is not None:
+            self.permutation.copy_(shuffled_grid(self.size))
 
     def forward(self, x: Tensor) -> Tensor:
         out = 0
         for spec, (name, conv) in zip(self.specs, self.convs.items(), strict=True):
+            y = conv(reordered(x, self.permutation) if spec.shuffled else x)
             if spec.shuffled:
-                order, back = _shuffled_order(x.shape[2:], x.device)
-                # (N, C, h, w) -> (N, C, h*w), positions in another order -> (N, C, h, w), and back
-                y = self.norms[name](conv(x.flatten(2)[:, :, order].view(x.shape)))
-                y = y.flatten(2)[:, :, back].view(y.shape)
-            else:
-                y = self.norms[name](conv(x))
-            out = out + y
+                y = reordered(y, inverse_permutation(self.permutation))
+            out = out + self.norms[name](y)
         return out
 
-    def branches(self, shuffled: bool = False) -> list[Branch]:
-        """Return the convolutions on the map, or those on the shuffled grid, ready for `reparam.merge_branches`."""
-        return [
-            Branch(_undilated(conv.weight, spec.dilation), None, batch_norm_stats(self.norms[name]))
-            for spec, (name, conv) in zip(self.specs, self.convs.items(), strict=True)
-            if spec.shuffled is shuffled
-        ]
-
-
-def _shuffled_order(size: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return which position of an h x w map stands at each place of its shuffled grid, and the way back, (h*w,) each.
-
-    Fixed: drawn from a seed of its own, the same for every layer with maps of this size.
-    """
-    order = list(range(size[0] * size[1]))
-    random.Random(0).shuffle(order)
-    order = torch.tensor(order, device=device)
-    return order, order.argsort()
-
-
-def _undilated(kernel: Tensor, dilation: int) -> Tensor:
-    """Write a dilated kernel as a plain one with zeros between its taps; differentiable."""
-    if dilation == 1:
-        return kernel
-    *channels, height, width = kernel.shape
-    wide = kernel.new_zeros(*channels, dilation * (height - 1) + 1, dilation * (width - 1) + 1)
-    wide[..., ::dilation, ::dilation] = kernel
-    return wide
+    def branches(self) -> list[Branch]:
+        """Return the convolutions as plain tensors, ready for `reparam.merge_branches`."""
+        found = []
+        for spec, (name, conv) in zip(self.specs, self.convs.items(), strict=True):
+            order = self.permutation if spec.shuffled else None
+            found.append(Branch(conv.weight, None, batch_norm_stats(self.norms[name]), spec.dilation, order))
+        return found
 
 
 class PartitionPerceptron(nn.Module):
@@ -178,7 +168,9 @@ class PartitionPerceptron(nn.Module):
         self.register_parameter("bias", nn.Parameter(torch.empty(shape[:2])) if inference_mode else None)
         self.norm = None if inference_mode else nn.BatchNorm1d(out_channels * positions)
         self.local_perceptron = (
-            GroupLocalPerceptron(in_channels, out_channels, groups, specs) if specs and not inference_mode else None
+            GroupLocalPerceptron(in_channels, out_channels, groups, specs, size)
+            if specs and not inference_mode
+            else None
         )
         self.reset_parameters()
 
@@ -229,23 +221,10 @@ class PartitionPerceptron(nn.Module):
         # its features are the rows of all groups: (g, O/g*h*w, C/g*h*w) -> (O*h*w, C/g*h*w)
         weight, bias = fuse_bn(self.weight.flatten(0, 1), bias, norm, torch.float64)
         weight, bias = weight.view_as(self.weight), bias.view(self.groups, -1)
-        for shuffled in (False, True) if branches and self.local_perceptron is not None else ():
-            if local := self.local_perceptron.branches(shuffled):
-                order, back = _shuffled_order(self.size, weight.device)
-                if shuffled:
-                    weight, bias = self._reordered(weight, bias, order)
-                weight, bias = merge_branches(weight, bias, local, self.size, groups=self.groups)
-                if shuffled:
-                    weight, bias = self._reordered(weight, bias, back)
+        if branches and self.local_perceptron is not None:
+            local = self.local_perceptron.branches()
+            weight, bias = merge_branches(weight, bias, local, self.size, groups=self.groups)
         return weight.to(self.weight.dtype), bias.to(self.weight.dtype)
-
-    def _reordered(self, weight: Tensor, bias: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
-        """Put the positions of input and output maps into another order, the same for every channel."""
-        positions = len(order)
-        # (g, O/g*h*w, C/g*h*w) -> (g, O/g, h*w, C/g, h*w), reordered, and back
-        split = weight.view(self.groups, -1, positions, self.in_channels // self.groups, positions)
-        bias = bias.view(self.groups, -1, positions)[:, :, order].reshape(bias.shape)
-        return split[:, :, order][..., order].reshape(weight.shape), bias
 
     @torch.no_grad()
     def reparameterize(self) -> None:

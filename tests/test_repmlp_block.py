@@ -1,7 +1,6 @@
 """The older block against its definition, merged against train-time, over map sizes, groups and partitions."""
 
 import copy
-import random
 
 import pytest
 import timm
@@ -66,12 +65,6 @@ def normalised(y: torch.Tensor, norm: nn.Module, index) -> torch.Tensor:
     return (y - norm.running_mean[index]) / root * norm.weight[index] + norm.bias[index]
 
 
-def shuffled_order(h: int, w: int) -> list[int]:
-    order = list(range(h * w))
-    random.Random(0).shuffle(order)
-    return order
-
-
 def by_definition(block: RepMLP, x: torch.Tensor) -> torch.Tensor:
     """Compute a block image by image and partition by partition, with none of the library's reshapes."""
     (h, w), (height, width), fc3 = block.size, x.shape[2:], block.partition_perceptron
@@ -98,8 +91,9 @@ def by_definition(block: RepMLP, x: torch.Tensor) -> torch.Tensor:
                     result = normalised(features[j], fc3.norm, numbers)
                     for name, conv in () if fc3.local_perceptron is None else fc3.local_perceptron.convs.items():
                         kernel, spec = conv.weight[channel], parse(int(name) if name.isdigit() else name)
-                        seen, order = inputs, shuffled_order(h, w)
+                        seen, order = inputs, fc3.local_perceptron.permutation
                         if spec.shuffled:
+                            assert not order.equal(torch.arange(h * w)) or h * w < 4
                             seen = inputs.flatten(1)[:, order].view(inputs.shape)
                         y_ = F.conv2d(seen[None], kernel[None], padding=spec.padding, dilation=spec.dilation)[0, 0]
                         if spec.shuffled:  # what stands at place i of the shuffled grid belongs to position order[i]

@@ -87,6 +87,8 @@ def test_every_sweep_composes_and_has_the_rows_it_says():
         "sharing": 12, "fractions": 8, "any_mlp": 4, "fractions_small": 8, "kernels_small": 12, "stronger": 8,
         "locality_imagenet": 4, "share_sets_imagenet": 4, "segmentation": 3, "segmentation_small": 3,
         "small/learning_rate": 6, "small/locality": 40, "small/table4": 20, "small/more_data": 6, "small/pure_mlp": 21,
+        "small/control": 60, "small/merge_after": 15, "small/merge_control": 5,
+        "small/locality_imagenet": 6, "small/share_sets_imagenet": 12,
     }  # fmt: skip
     folder = ROOT / "experiments/conf/sweep"
     there = {str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml")}

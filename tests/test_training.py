@@ -71,7 +71,7 @@ def test_layer_decay_and_the_linear_probe():
     net.train()
     probe.on_train_epoch_start()
     assert not net.norm.training and net.get_classifier().training
-    with pytest.raises(ValueError, match="train_only=head"):
+    with pytest.raises(ValueError, match="Linear does not say which its classifier is"):
         Classifier(nn.Linear(3, 3), {**RECIPE, "train_only": "head"}, 390, 7)
 
 

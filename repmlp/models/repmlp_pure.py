@@ -59,7 +59,9 @@ class PartitionConv(nn.Module):
         self.register_parameter("bias", nn.Parameter(torch.zeros(out_channels)) if inference_mode else None)
         self.norm = None if inference_mode else nn.BatchNorm2d(out_channels)
         self.local_perceptron = (
-            GroupLocalPerceptron(in_channels, out_channels, groups, specs) if specs and not inference_mode else None
+            GroupLocalPerceptron(in_channels, out_channels, groups, specs, size)
+            if specs and not inference_mode
+            else None
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -78,9 +80,14 @@ class PartitionConv(nn.Module):
         weight, bias = fuse_bn(self.weight, None, batch_norm_stats(self.norm), torch.float64)
         for branch in [] if self.local_perceptron is None else self.local_perceptron.branches():
             kernel, more = fuse_bn(branch.kernel, branch.bias, branch.norm, torch.float64)
-            # the smaller kernel in the middle of the larger one
-            rows, columns = ((weight.shape[d] - kernel.shape[d]) // 2 for d in (2, 3))
-            weight, bias = weight + F.pad(kernel, (columns, columns, rows, rows)), bias + more
+            # the taps of the smaller kernel around the middle of the larger one, `dilation` cells apart
+            taps = [
+                slice(middle - reach, middle + reach + 1, branch.dilation)
+                for middle, reach in ((weight.shape[d] // 2, branch.dilation * (kernel.shape[d] // 2)) for d in (2, 3))
+            ]
+            added = torch.zeros_like(weight)
+            added[:, :, taps[0], taps[1]] = kernel
+            weight, bias = weight + added, bias + more
         dtype = self.weight.dtype
         self.weight, self.bias = nn.Parameter(weight.to(dtype)), nn.Parameter(bias.to(dtype))
         self.norm = self.local_perceptron = None

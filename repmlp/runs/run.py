@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -15,7 +16,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
 
 from repmlp import branches
 from repmlp.cost import count_macs, count_params, count_params_paper
@@ -40,13 +42,14 @@ from repmlp.training.base import RecipeModule
 from repmlp.training.callbacks import AveragedWeights, Deadline, KernelImages, OutOfTime
 from repmlp.training.history import History, kept_in
 from repmlp.training.memory import freed_memory_kept
+from repmlp.training.merging import BATCHES, MergeMidway, drop_branches
 
 log = logging.getLogger(__name__)
 
 ADDITIONS = {  # settings that are said of a run where they are on
     "model": ("drop_path_rate",), "data": ("randaugment",), "recipe": ("mixup", "cutmix", "ema_decay", "decay_all"),
 }  # fmt: skip
-HOW = ("results_dir", "output_dir", "rerun", "reuse", "backbone")  # of the command, not of the run
+HOW = ("results_dir", "output_dir", "rerun", "reuse", "weights", "backbone")  # of the command, not of the run
 
 
 @dataclass
@@ -84,6 +87,9 @@ def run_label(config: Mapping[str, Any]) -> str:
         parts.append(f"{config['data']['n_train']} images")
     parts.append(f"{config['recipe']['epochs']} epoch{'s' if config['recipe']['epochs'] != 1 else ''}")
     parts += [f"{name} {config[of][name]}" for of, names in ADDITIONS.items() for name in names if config[of].get(name)]
+    if (share := config["recipe"].get("merge_after")) is not None:
+        parts.append(f"merged after {share:.0%}")
+    parts += [f"from {Path(config[name]).name}" for name in ("weights", "backbone") if config.get(name)]
     return ", ".join([*parts, f"seed {config['seed']}"])
 
 
@@ -158,13 +164,14 @@ def with_identities(settings: Run) -> Run:
 
     Raises BadSetting where one is absent.
     """
-    if not settings.backbone:
-        return settings
-    path = Path(settings.backbone).expanduser()
-    if not path.is_file():
-        raise BadSetting(f"backbone={settings.backbone}: there is no such file (looked for {path.absolute()})")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return replace(settings, model={**settings.model, "backbone": digest})
+    model = dict(settings.model)
+    for name in ("weights", "backbone"):
+        if file := getattr(settings, name):
+            path = Path(file).expanduser()
+            if not path.is_file():
+                raise BadSetting(f"{name}={file}: there is no such file (looked for {path.absolute()})")
+            model[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return replace(settings, model=model)
 
 
 def first_process() -> bool:
@@ -257,6 +264,10 @@ def _train(settings: Run, folder: Path, path: Path, deadline: float | None) -> f
     data.prepare_data()
     net = task.build_net(settings, data)
     trainer, history = make_trainer(settings, folder, state["commit"], deadline)
+    if settings.recipe.merge_after is not None:
+        first = round(settings.recipe.merge_after * settings.recipe.epochs)
+        # before the history, which looks at the kernels
+        trainer.callbacks.insert(0, MergeMidway(first, lambda: _images(data)))
     data.trainer = trainer
     data.setup()
     counts = {
@@ -299,7 +310,8 @@ def _train(settings: Run, folder: Path, path: Path, deadline: float | None) -> f
         "curve": history.curve,
     }
     extra = {"key": path.stem, "study": settings.study}
-    save_model(folder / "model.safetensors", net.cpu(), settings.model, extra)
+    model = settings.model if settings.recipe.merge_after is None else {**settings.model, "kernels": []}
+    save_model(folder / "model.safetensors", net.cpu(), model, extra)
     try:
         write_record(path, record)
     except OSError as error:
@@ -309,6 +321,13 @@ def _train(settings: Run, folder: Path, path: Path, deadline: float | None) -> f
         ) from error
     last.unlink(missing_ok=True)
     return reached(record)
+
+
+def _images(data: Any) -> Iterator[Tensor]:
+    """Give the images of the first batches of training, as they are augmented in the first epoch."""
+    loader = data.train_dataloader()
+    loader.sampler.set_epoch(0)
+    return (batch[0] for batch in itertools.islice(loader, BATCHES))
 
 
 def _description(settings: Run, data: Any) -> dict[str, Any]:
@@ -430,14 +449,20 @@ def _epochs_done(path: Path, module: RecipeModule, only_commit: str | None) -> i
         aside = _set_aside(path)
         log.warning("%s is damaged (%s); set aside as %s, the run is done again", path, one_line(error), aside.name)
         return 0
+    merged = checkpoint.get("callbacks", {}).get(MergeMidway.__name__, {}).get("merged")
+    expected = module.state_dict()
+    if merged:
+        expected = {name: tensor for name, tensor in expected.items() if ".local_perceptron." not in name}
     try:
-        check_state_dict(path, state, module.state_dict())
+        check_state_dict(path, state, expected)
     except ValueError as error:
         raise ValueError(f"{error}: move it away, or use another study") from error
     history = kept_in(checkpoint)
     if history is None or (only_commit and history["commits"] != [only_commit]):
         log.info("%s was trained by other code; set aside as %s, the run is done again", path, _set_aside(path).name)
         return 0
+    if merged:
+        drop_branches(module.net)
     log.info("continuing from %s", path)
     return len(history["curve"])
 

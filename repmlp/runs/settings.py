@@ -86,6 +86,9 @@ class Recipe:
     layer_decay: float = setting(
         1.0, "learning rate of a layer as a share of the next one's, for fine-tuning; 1 for none"
     )
+    merge_after: float | None = setting(
+        None, "merge the branches after this share of the epochs and go on with the bare FC; null: after training"
+    )
     train_only: str | None = setting(None, "head: train the classifier alone (linear probe); null: everything")
 
     def __post_init__(self) -> None:
@@ -115,12 +118,20 @@ class Recipe:
         real("recipe.layer_decay", self.layer_decay, above=True)
         if self.layer_decay > 1:
             raise BadSetting(f"recipe.layer_decay={self.layer_decay}: use a share, at most 1")
+        if self.merge_after is not None:
+            real("recipe.merge_after", self.merge_after, below=1)
+            if self.ema_decay:
+                raise BadSetting(
+                    "recipe.merge_after: averaged weights would have no branches to average; use ema_decay=0"
+                )
         one_of("recipe.train_only", self.train_only, (None, "head"))
 
     def check_processes(self, processes: int) -> None:
         """Raise BadSetting where `processes` cannot share a batch."""
         if self.batch_size % processes:
             raise BadSetting(f"recipe.batch_size={self.batch_size}: {processes} processes cannot share it equally")
+        if self.merge_after is not None and processes > 1:
+            raise BadSetting(f"recipe.merge_after: {processes} processes cannot merge together; use trainer.devices=1")
         if (self.mixup or self.cutmix) and self.batch_size % (2 * processes):
             raise BadSetting(
                 f"recipe.batch_size={self.batch_size}: mixup pairs the images of a process, so {processes} of them "
@@ -225,6 +236,7 @@ class Model:
     blocks: list[int] | None = setting(None, "one number a stage", ALWAYS)
     drop_path_rate: float = setting(0.0, "largest rate of stochastic depth, of the last block")
     arguments: dict[str, Any] | None = setting(None, "more arguments of the constructor")
+    weights: str | None = setting(None, "digest of the weights that the network started from; made by the run itself")
     backbone: str | None = setting(None, "digest of the weights that a backbone started from; made by the run itself")
 
     def __post_init__(self) -> None:
@@ -253,6 +265,9 @@ class Run:
     sweep: str = setting("single", "name of the sweep; sweep files set it", NEVER)
     study: str = setting("${sweep}_${data.name}", "folder under results/ and outputs/", NEVER)
     seed: int = setting(0, "of initial weights, order and augmentation; seed=0,1,2 with -m runs three", ALWAYS)
+    weights: str | None = setting(
+        None, "classification: file of weights to start from (fine-tuning); its content is in the key", NEVER
+    )
     backbone: str | None = setting(
         None, "segmentation: file of a classifier to start from; its content is in the key", NEVER
     )

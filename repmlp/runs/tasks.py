@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from repmlp.data import DATASETS, SEGMENTATION, build_data, build_segmentation_data
+from repmlp.finetuning import start_from
 from repmlp.models.build import ARCHITECTURES, build_model
 from repmlp.models.upernet import STRIDE, start_backbone
 from repmlp.runs.settings import BadSetting, Run, unknown
@@ -39,13 +40,17 @@ class Classification:
         if run.model["arch"] == "upernet":
             raise BadSetting(f"model={run.model['name']} labels pixels: train it with experiments/segment.py")
         if run.backbone:
-            raise BadSetting("backbone is a setting of experiments/segment.py: a classifier starts from nothing")
+            raise BadSetting("backbone is a setting of experiments/segment.py: a classifier starts from weights=FILE")
 
     def build_data(self, run: Run) -> Any:
         return build_data(run.data, run.recipe.batch_size, run.seed)
 
     def build_net(self, run: Run, data: Any) -> nn.Module:
-        return build_model(run.model, data.info.num_classes)
+        """Build the network; it starts from the weights of another where `weights` names a file."""
+        net = build_model(run.model, data.info.num_classes)
+        if run.weights:
+            log.info("weights from %s; %s", run.weights, start_from(net, Path(run.weights).expanduser()))
+        return net
 
     def image_size(self, data: Any) -> int | tuple[int, int]:
         """Return the size of the images that multiply-accumulates are counted for, once the data are set up."""
@@ -71,6 +76,8 @@ class Segmentation(Classification):
     def check_task(self, run: Run) -> None:
         if run.model["arch"] != "upernet":
             raise BadSetting(f"model={run.model['name']} labels no pixels: use one of the upernets, model=NAME")
+        if run.weights:
+            raise BadSetting("weights is a setting of classifiers: UperNet starts from backbone=FILE")
         if run.recipe.batch_size < 2 * run.trainer.processes and not run.trainer.sync_batchnorm:
             raise BadSetting(
                 f"recipe.batch_size={run.recipe.batch_size} on {run.trainer.processes} process(es): a batch norm of "
@@ -83,7 +90,7 @@ class Segmentation(Classification):
 
     def build_net(self, run: Run, data: Any) -> nn.Module:
         """Build UperNet; its backbone starts from the weights of a classifier where `backbone` names a file."""
-        net = super().build_net(run, data)
+        net = build_model(run.model, data.info.num_classes)
         if run.backbone:
             fresh = start_backbone(net, Path(run.backbone).expanduser())
             log.info("backbone from %s; fresh: %s", run.backbone, ", ".join(fresh) or "nothing")

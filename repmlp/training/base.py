@@ -12,6 +12,7 @@ from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 from torchmetrics import MeanMetric
 
+from repmlp.finetuning import classifier_of
 from repmlp.randomness import derive_seed
 from repmlp.training.schedule import SCHEDULES
 
@@ -36,7 +37,10 @@ class RecipeModule(L.LightningModule):
         self.recipe = dict(recipe)
         self.steps_per_epoch = steps_per_epoch
         self.seed = seed
-        self.head = _classifier(net) if recipe.get("train_only") == "head" else None
+        self.head = classifier_of(net) if recipe.get("train_only") == "head" else None
+        if self.head is not None:
+            net.requires_grad_(False)
+            self.head.requires_grad_(True)
         self.train_loss = MeanMetric(nan_strategy="disable")  # by default it drops NaNs from the mean
 
     def validation_results(self) -> dict[str, float]:
@@ -86,13 +90,3 @@ class RecipeModule(L.LightningModule):
         seed = derive_seed(self.seed, "model", self.current_epoch, batch_idx, self.global_rank)
         torch.manual_seed(seed)
         np.random.seed(seed % 2**32)
-
-
-def _classifier(net: nn.Module) -> nn.Module:
-    """Return the classifier of a network and freeze everything else; ValueError where it does not say which it is."""
-    head = net.get_classifier() if hasattr(net, "get_classifier") else None
-    if head is None or not any(True for _ in head.parameters()):
-        raise ValueError(f"train_only=head: {type(net).__name__} does not say which its classifier is")
-    net.requires_grad_(False)
-    head.requires_grad_(True)
-    return head
