@@ -411,8 +411,9 @@ PAPER_NOTES = {
     "5": (
         "Paper: RepMLPNet Table 5. Extra MACs and params are those of the training-time model. Params count learnable "
         "numbers; the paper's ResMLP rows count a branch's batch norm as four numbers a channel (its running mean and "
-        "variance too), its RepMLPNet rows as two: both counts are given. The '+20K', '+60K', '+10M' and '+26M' that "
-        "the paper prints for ImageNet do not follow from its own network. 'ours' and 'difference' hold records of the "
+        "variance too), its RepMLPNet rows as two: both counts are given. Of what the paper prints for ImageNet, "
+        "'+10M' is ours rounded; '+20K', '+60K', '+26M' and D256's 86.94M do not follow from its own network. 'ours' "
+        "and 'difference' hold records of the "
         "full recipe alone (100 epochs, 50,000 images, batch 128), last epoch, test set; 'in bf16': trained in "
         "bfloat16, shown where there is no float32 run."
     ),
