@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repmlp.folding import fold_batch_norms
-from repmlp.layers import batch_norm_stats, cut_into_tiles, join_tiles, sets_first
+from repmlp.layers import batch_norm_stats, check_parameters, cut_into_tiles, is_batch_norm, join_tiles, sets_first
 from repmlp.models.repmlpnet import ConvBNReLU, OverlappingEmbedding, RepMLPNet, RepMLPNetUnit
 from repmlp.reparam import fuse_bn
 from repmlp.repmlp_block import RepMLP
@@ -26,10 +26,15 @@ def deploy(model: nn.Module) -> nn.Module:
     """Return a copy for inference without batch norms; the model stays as it was, train-time or merged.
 
     Arithmetic in float64, rounded once to the dtype of the model. The copy takes any image size that the model takes.
+    Batch norms may be torch's, SyncBatchNorm, or frozen by timm (timm.layers.freeze_batch_norm_2d).
 
-    model: a RepMLPNet, or a network with blocks of the older RepMLP, see fold_batch_norms.
+    model: a RepMLPNet, or a network with blocks of the older RepMLP, see fold_batch_norms; in evaluation mode.
     Raises TypeError for another kind of model (timm.utils.reparameterize_model merges any), RuntimeError in training
-    mode, ValueError for a backbone that features_only has cut.
+    mode, ValueError for a backbone that features_only has cut, a batch norm with an activation in it (timm's
+    BatchNormAct2d), or weights that are computed from others (pruning, weight norm).
+
+    >>> net = repmlp.deploy(timm.create_model("repmlpnet_t224").eval())
+    >>> logits = net(images)  # (N, 3, 224, 224) -> (N, 1000)
     """
     if not isinstance(model, RepMLPNet) and any(isinstance(module, RepMLP) for module in model.modules()):
         return fold_batch_norms(model)
@@ -37,8 +42,10 @@ def deploy(model: nn.Module) -> nn.Module:
         raise TypeError(f"deploy() takes a RepMLPNet, got {type(model).__name__}: use timm.utils.reparameterize_model")
     if model.training:
         raise RuntimeError("the model is in training mode: call model.eval() before deploy()")
-    if not isinstance(model.norm, nn.BatchNorm2d) or not model.global_pool:
+    if not is_batch_norm(model.norm) or not model.global_pool:
         raise ValueError("the model has no head (features_only, or global_pool=''): deploy the whole network")
+    for module in model.modules():
+        check_parameters(module)
     return DeployedRepMLPNet(model).eval()
 
 
@@ -65,7 +72,7 @@ class DeployedRepMLPNet(nn.Module):
         # head(BN(mean(x + carried))): the batch norm is affine, so it commutes with the mean
         scale, shift = batch_norm_stats(model.norm).affine(torch.float64)
         shift = shift + scale * carried
-        dtype = model.norm.weight.dtype
+        dtype = model.stem.conv.weight.dtype
         self.head = nn.Linear(
             model.num_features, model.num_classes or model.num_features, device=scale.device, dtype=dtype
         )

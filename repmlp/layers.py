@@ -20,11 +20,51 @@ from repmlp.reparam import BatchNormStats, Branch, inverse_permutation, merge_br
 from repmlp.tracing import fixed, of_size
 
 
-def batch_norm_stats(norm: nn.modules.batchnorm._BatchNorm) -> BatchNormStats:
-    """Read the evaluation-time numbers of a torch batch norm; ValueError where it keeps none."""
+def is_batch_norm(module: nn.Module) -> bool:
+    """Say whether a module is a batch norm: torch's, for one process or several, or timm's frozen one."""
+    frozen = all(hasattr(module, name) for name in ("running_mean", "running_var", "eps"))
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) or frozen
+
+
+def batch_norm_stats(norm: nn.Module) -> BatchNormStats:
+    """Read the evaluation-time numbers of a batch norm, see is_batch_norm.
+
+    Raises ValueError where it keeps none, or has an activation in it, as timm's BatchNormAct2d may.
+    """
     if norm.running_mean is None or norm.running_var is None:
         raise ValueError("a batch norm without running statistics cannot be merged")
+    act = getattr(norm, "act", None)
+    if act is not None and not isinstance(act, nn.Identity):
+        raise ValueError(f"a {type(norm).__name__} with {type(act).__name__} in it is not linear and cannot be merged")
+    check_parameters(norm)
     return BatchNormStats(norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)
+
+
+def check_parameters(module: nn.Module) -> None:
+    """Raise ValueError where weight or bias of a layer are computed from other parameters.
+
+    So they are under torch.nn.utils.prune, weight_norm, spectral_norm and parametrize: written over, they would be
+    computed anew in the next forward(), and what stands there now may be stale.
+    """
+    for name in ("weight", "bias"):
+        if hasattr(module, name) and name not in module._parameters and name not in module._buffers:
+            raise ValueError(
+                f"{name} of {type(module).__name__} is computed from other parameters (pruning, weight norm, a "
+                "parametrization): make it permanent first, by torch.nn.utils.prune.remove, remove_weight_norm or "
+                "parametrize.remove_parametrizations"
+            )
+
+
+def set_parameter(module: nn.Module, name: str, value: Tensor) -> None:
+    """Write a merged weight or bias into the Parameter that is there, which optimizers hold; a new one where none is.
+
+    A new bias asks for gradients where the weight does.
+    """
+    parameter = getattr(module, name)
+    if parameter is None:
+        module.register_parameter(name, nn.Parameter(value, requires_grad=module.weight.requires_grad))
+    elif parameter.data_ptr() != value.data_ptr():
+        parameter.copy_(value)
 
 
 def shuffled_grid(size: tuple[int, int]) -> Tensor:
@@ -127,6 +167,7 @@ class LocalPerceptron(nn.Module):
         found = []
         for spec in self.specs:
             conv, norm = self.convs[str(spec.value)], self.norms[str(spec.value)]
+            check_parameters(conv)
             order = self.permutation if spec.shuffled else None
             found.append(Branch(conv.weight, None, batch_norm_stats(norm), spec.dilation, order))
         return found
@@ -235,6 +276,7 @@ class SetSharingFC(nn.Module):
         out: where the weight goes, see merge_branches.
         Differentiable in every parameter where gradients are enabled.
         """
+        check_parameters(self)
         norm = None if self.norm is None else batch_norm_stats(self.norm)
         local = self.local_perceptron.branches() if branches and self.local_perceptron is not None else []
         return merge_branches(self.weight, self.bias, local, self.size, norm, groups=self.share_sets, out=out)
@@ -245,15 +287,19 @@ class SetSharingFC(nn.Module):
 
         Paper: RepMLPNet Eq. 12-14. Float64 arithmetic, rounded once to the weight's dtype. The weight's own memory is
         overwritten, so that merging needs a few MiB however large the layer: clone a state_dict() that is to be kept.
-        Raises RuntimeError in training mode, where the batch norms' running statistics are not what forward() uses.
+        The weight stays the same Parameter, so an optimizer made before trains it on; a bias that was not there is a
+        new one, which has to be added to the optimizer: optimizer.add_param_group({"params": [layer.bias]}).
+        Raises RuntimeError in training mode, where the batch norms' running statistics are not what forward() uses;
+        ValueError for weights that are computed from others, see check_parameters.
         """
         if self.norm is None and self.local_perceptron is None:
             return
         if self.training:
             raise RuntimeError("the model is in training mode: call model.eval() before reparameterize()")
+        check_parameters(self)
         weight, bias = self.merged(out=self.weight if self.weight.is_contiguous() else None)
-        self.weight = nn.Parameter(weight, requires_grad=self.weight.requires_grad)
-        self.bias = nn.Parameter(bias, requires_grad=self.weight.requires_grad)
+        set_parameter(self, "weight", weight)
+        set_parameter(self, "bias", bias)
         self.norm = None
         self.local_perceptron = None
 
