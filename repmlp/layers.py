@@ -431,8 +431,9 @@ class RepMLPBlock(nn.Module):
         self.global_perceptron = GlobalPerceptron(channels) if global_perceptron else None
 
     def forward(self, x: Tensor) -> Tensor:
+        gate = None if self.global_perceptron is None else self.global_perceptron(x)
         out = self._tiled(x)
-        return out if self.global_perceptron is None else out * self.global_perceptron(x)
+        return out if gate is None else out * gate
 
     def _tiled(self, x: Tensor) -> Tensor:
         """Apply the Channel Perceptron to every tile: (N, C, H, W) -> (N, C, H, W)."""
