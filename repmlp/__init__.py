@@ -1,5 +1,8 @@
 """Locality Injection for vision MLPs: train with convolutions beside fully-connected layers, deploy without them."""
 
+import importlib
+from typing import Any
+
 import repmlp.models.face
 import repmlp.models.mixers  # noqa: F401  (both register their networks with timm)
 from repmlp.deployment import DeployedRepMLPNet, deploy
@@ -14,6 +17,15 @@ from repmlp.repmlp_block import RepMLP
 from repmlp.resizing import resize
 
 __version__ = "0.1.0"
+
+ON_DEMAND = ("cost", "export", "finetuning", "locality", "statistics")  # modules, imported when they are first used
+
+
+def __getattr__(name: str) -> Any:
+    if name in ON_DEMAND:
+        return importlib.import_module(f"repmlp.{name}")
+    raise AttributeError(f"module 'repmlp' has no attribute {name!r}")
+
 
 __all__ = [
     "BatchNormStats",

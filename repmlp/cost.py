@@ -14,6 +14,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from repmlp.layers import LocalPerceptron
 
 
+def dtype_of(model: nn.Module) -> torch.dtype:
+    """Return the dtype of the images that a network takes: that of its first floating-point parameter, or float32."""
+    dtypes = (p.dtype for p in model.parameters() if p.is_floating_point())
+    return next(dtypes, torch.float32)
+
+
 def count_params(model: nn.Module) -> int:
     """Count the learnable parameters."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -42,13 +48,21 @@ def count_macs(model: nn.Module, img_size: int | tuple[int, int], in_chans: int 
     """Count the multiply-accumulates of one image of `img_size` pixels, in evaluation mode.
 
     Convolutions and matrix products only, as in the papers. Works on the meta device: nothing is computed.
+
+    model: any nn.Module, of any floating-point dtype; left as it is.
+    img_size: side of the image in pixels, or (height, width).
+    in_chans: channels of the image.
+
+    >>> count_macs(repmlp.RepMLPNet(kernels=()), 32)
+    468329472
+
     Raises ValueError for a network that takes images of another size only.
     """
     height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
     model = copy.deepcopy(model).to("meta").eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         try:
-            model(torch.empty(1, in_chans, height, width, device="meta"))
+            model(torch.empty(1, in_chans, height, width, device="meta", dtype=dtype_of(model)))
         except AssertionError as error:  # timm's networks with one size of images
             raise ValueError(f"{type(model).__name__} takes no images of {height}x{width} pixels: {error}") from error
     flops = counter.get_total_flops()

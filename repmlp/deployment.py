@@ -10,24 +10,31 @@ from __future__ import annotations
 import copy
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repmlp.folding import fold_batch_norms
-from repmlp.layers import batch_norm_stats, cut_into_tiles, join_tiles
+from repmlp.layers import batch_norm_stats, check_parameters, cut_into_tiles, is_batch_norm, join_tiles, sets_first
 from repmlp.models.repmlpnet import ConvBNReLU, OverlappingEmbedding, RepMLPNet, RepMLPNetUnit
 from repmlp.reparam import fuse_bn
 from repmlp.repmlp_block import RepMLP
+from repmlp.tracing import plain, readable
 
 
 def deploy(model: nn.Module) -> nn.Module:
     """Return a copy for inference without batch norms; the model stays as it was, train-time or merged.
 
     Arithmetic in float64, rounded once to the dtype of the model. The copy takes any image size that the model takes.
+    Batch norms may be torch's, SyncBatchNorm, or frozen by timm (timm.layers.freeze_batch_norm_2d).
 
-    model: a RepMLPNet, or a network with blocks of the older RepMLP, see fold_batch_norms.
+    model: a RepMLPNet, or a network with blocks of the older RepMLP, see fold_batch_norms; in evaluation mode.
     Raises TypeError for another kind of model (timm.utils.reparameterize_model merges any), RuntimeError in training
-    mode, ValueError for a backbone that features_only has cut.
+    mode, ValueError for a backbone that features_only has cut, a batch norm with an activation in it (timm's
+    BatchNormAct2d), or weights that are computed from others (pruning, weight norm).
+
+    >>> net = repmlp.deploy(timm.create_model("repmlpnet_t224").eval())
+    >>> logits = net(images)  # (N, 3, 224, 224) -> (N, 1000)
     """
     if not isinstance(model, RepMLPNet) and any(isinstance(module, RepMLP) for module in model.modules()):
         return fold_batch_norms(model)
@@ -35,8 +42,10 @@ def deploy(model: nn.Module) -> nn.Module:
         raise TypeError(f"deploy() takes a RepMLPNet, got {type(model).__name__}: use timm.utils.reparameterize_model")
     if model.training:
         raise RuntimeError("the model is in training mode: call model.eval() before deploy()")
-    if not isinstance(model.norm, nn.BatchNorm2d) or not model.global_pool:
+    if not is_batch_norm(model.norm) or not model.global_pool:
         raise ValueError("the model has no head (features_only, or global_pool=''): deploy the whole network")
+    for module in model.modules():
+        check_parameters(module)
     return DeployedRepMLPNet(model).eval()
 
 
@@ -63,7 +72,7 @@ class DeployedRepMLPNet(nn.Module):
         # head(BN(mean(x + carried))): the batch norm is affine, so it commutes with the mean
         scale, shift = batch_norm_stats(model.norm).affine(torch.float64)
         shift = shift + scale * carried
-        dtype = model.norm.weight.dtype
+        dtype = model.stem.conv.weight.dtype
         self.head = nn.Linear(
             model.num_features, model.num_classes or model.num_features, device=scale.device, dtype=dtype
         )
@@ -75,11 +84,13 @@ class DeployedRepMLPNet(nn.Module):
         _fill(self.head.weight, weight * scale)
         _fill(self.head.bias, bias + weight @ shift)
 
+    @readable
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x.contiguous())
         for i, stage in enumerate(self.stages):
-            if i:
-                x = self.downsamples[i - 1](x)
+            for j, downsample in enumerate(self.downsamples):  # TorchScript knows no self.downsamples[i - 1]
+                if j + 1 == i:
+                    x = downsample(x)
             x = stage(x)
         return self.head(x.mean(dim=(2, 3)))
 
@@ -160,65 +171,104 @@ class DeployedUnit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         n, c, height, width = x.shape
-        gate = None
+        gate: Tensor | None = None
         if self.gate1 is not None:
             gate = torch.sigmoid(self.gate2(F.relu(self.gate1(x.mean(dim=(2, 3))))))
-        if (height, width) == self.size:
-            block = self._mix(x, self.offset)
-        else:
-            tiles = cut_into_tiles(x, self.size)
-            block = join_tiles(self._mix(tiles, self._offset_of_tiles(x)).reshape(tiles.shape), (height, width))
-        # (N', C/S, S, h*w) or (N, C, H, W) -> (N, C, H*W)
-        block = block.reshape(n, c, height * width)
+        tiles = cut_into_tiles(x, self.size)
+        offset = offset_of_tiles(self.offset, self.weight, self.bias, self.shift, n, (height, width), self.size)
+        # (N', C/S, S, h*w) -> (N', C, h, w) -> (N, C, H, W) -> (N, C, H*W)
+        block = self._mix(tiles, offset).reshape(tiles.shape)
+        block = join_tiles(block, (height, width)).reshape(n, c, height * width)
         x = x.reshape(n, c, height * width)
         x = x + block if gate is None else torch.addcmul(x, gate.unsqueeze(2), block)
-        return self._ffn(x).view(n, c, height, width)
-
-    def _ffn(self, x: Tensor) -> Tensor:
-        """Return x + FFN(x): (N, C, H*W) -> (N, C, H*W); the residual is what the second product is added to."""
-        n, c, positions = x.shape
-        traced = torch.compiler.is_compiling()  # with a free batch size there is nothing to loop over
-        at_once = n if traced else max(1, _HIDDEN_BYTES // (4 * c * positions * x.element_size()))
-        if traced or at_once >= n or x.device.type != "cpu" or x.requires_grad:
-            hidden = F.gelu(torch.baddbmm(self.ffn1_bias, self.ffn1.expand(n, -1, -1), x))
-            return torch.baddbmm(x, self.ffn2.expand(n, -1, -1), hidden)
-        # A few images at a time, through one buffer that stays in the cache: up to twice as fast on large maps.
-        out = torch.empty_like(x)
-        buffer = x.new_empty(at_once, 4 * c, positions)
-        for start in range(0, n, at_once):
-            part = x[start : start + at_once]
-            hidden = buffer[: len(part)]
-            torch.baddbmm(self.ffn1_bias, self.ffn1.expand(len(part), -1, -1), part, out=hidden)
-            torch.ops.aten.gelu_(hidden)
-            torch.baddbmm(part, self.ffn2.expand(len(part), -1, -1), hidden, out=out[start : start + at_once])
-        return out
+        return ffn_with_residual(x, self.ffn1, self.ffn1_bias, self.ffn2).view(n, c, height, width)
 
     def _mix(self, x: Tensor, offset: Tensor) -> Tensor:
         """Return a (W x) + B: (N, C, h, w) -> (N, C/S, S, h*w); offset: B, broadcastable to that."""
-        n, c = x.shape[:2]
+        n, c, h, w = x.shape
         s = self.share_sets
-        # (N, C, h, w) -> (N*C/S, S, h*w) -> (S, N*C/S, h*w), a view: channel c is member c // S of set c mod S
-        maps = x.reshape(n * c // s, s, -1).transpose(0, 1)
-        out = torch.bmm(maps, self.weight.transpose(1, 2))
+        # a view: channel c is member c // S of set c mod S
+        out = torch.bmm(sets_first(x, s, self.size), self.weight.transpose(1, 2))
         # (S, N*C/S, h*w) -> (N, C/S, S, h*w), a view
-        out = out.view(s, n, c // s, -1).permute(1, 2, 0, 3)
+        out = out.view(s, n, c // s, h * w).permute(1, 2, 0, 3)
         return torch.addcmul(offset, self.scale.view(c // s, s, 1), out)
 
-    def _offset_of_tiles(self, x: Tensor) -> Tensor:
-        """Return B for every tile of a map that is no single one: (N*tiles, C/S, S, h*w)."""
-        n, c, height, width = x.shape
-        h, w = self.size
-        if height % h == 0 and width % w == 0:
-            return self.offset
-        # (1, 1, H, W) -> (tiles, 1, h, w) -> (tiles, h*w): 1 on valid cells
-        valid = cut_into_tiles(x.new_ones(1, 1, height, width), self.size).flatten(1)
-        # (S, h*w, h*w) x (h*w, tiles) -> (S, h*w, tiles) -> (tiles, 1, S, h*w)
-        sums = torch.matmul(self.weight, valid.T).permute(2, 0, 1).unsqueeze(1)
-        # (C/S, S, 1) * (tiles, 1, S, h*w) -> (tiles, C/S, S, h*w) -> (N*tiles, C/S, S, h*w)
-        offset = self.shift.view(c // self.share_sets, self.share_sets, 1) * sums + self.bias
-        return offset.repeat(n, 1, 1, 1)
+
+@torch.fx.wrap
+def offset_of_tiles(
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    shift: Tensor,
+    n: int,
+    map_size: tuple[int, int],
+    size: tuple[int, int],
+) -> Tensor:
+    """Return B for every tile of a map, broadcastable to (N*tiles, C/S, S, h*w); see DeployedUnit.
+
+    offset: B of a whole tile, (C/S, S, h*w), which is what comes back where there are no others. weight (S, h*w, h*w),
+    bias (S, h*w), shift (C,): of the unit. n: N. map_size: (H, W). size: (h, w).
+    """
+    height, width = map_size
+    h, w = size
+    whole = height % h == 0 and width % w == 0
+    if not torch.jit.is_scripting():
+        # a trace may see maps of other sizes later; of a single tile it may not, see cut_into_tiles
+        whole = whole and (not torch.jit.is_tracing() or (height == h and width == w))
+    if whole:
+        return offset
+    share_sets = bias.shape[0]
+    # (1, 1, H, W) -> (tiles, 1, h, w) -> (tiles, h*w): 1 on valid cells
+    valid = cut_into_tiles(torch.ones(1, 1, height, width, dtype=weight.dtype, device=weight.device), size).flatten(1)
+    # (S, h*w, h*w) x (h*w, tiles) -> (S, h*w, tiles) -> (tiles, 1, S, h*w)
+    sums = torch.matmul(weight, valid.t()).permute(2, 0, 1).unsqueeze(1)
+    # (C/S, S, 1) * (tiles, 1, S, h*w) -> (tiles, C/S, S, h*w) -> (N*tiles, C/S, S, h*w)
+    return (shift.view(-1, share_sets, 1) * sums + bias).repeat(n, 1, 1, 1)
 
 
+@torch.fx.wrap
+def ffn_with_residual(x: Tensor, first: Tensor, first_bias: Tensor, second: Tensor) -> Tensor:
+    """Return x + FFN(x): (N, C, H*W) -> (N, C, H*W); the residual is what the second product is added to.
+
+    first: (4C, C). first_bias: (4C, 1). second: (C, 4C).
+    """
+    if not torch.jit.is_scripting():
+        at_once = _images_at_once(x, first, first_bias, second)
+        if at_once is not None:
+            return _ffn_by_parts(x, first, first_bias, second, at_once)
+    n = x.shape[0]
+    hidden = F.gelu(torch.baddbmm(first_bias, first.expand(n, -1, -1), x))
+    return torch.baddbmm(x, second.expand(n, -1, -1), hidden)
+
+
+def _images_at_once(x: Tensor, *weights: Tensor) -> int | None:
+    """Return how many images the FFN takes at once where it is quicker by parts, else None."""
+    if x.device.type != "cpu" or not plain(x, *weights):
+        return None
+    n, c, positions = x.shape
+    at_once = max(1, _HIDDEN_BYTES // (4 * c * positions * x.element_size()))
+    return at_once if at_once < n else None
+
+
+def _ffn_by_parts(x: Tensor, first: Tensor, first_bias: Tensor, second: Tensor, at_once: int) -> Tensor:
+    """As ffn_with_residual, a few images at a time through one buffer that stays in the cache.
+
+    Up to twice as fast on large maps.
+    """
+    out = torch.empty_like(x)
+    buffer = x.new_empty(at_once, first.shape[0], x.shape[2])
+    for start in range(0, x.shape[0], at_once):
+        part = x[start : start + at_once]
+        hidden = buffer[: len(part)]
+        torch.baddbmm(first_bias, first.expand(len(part), -1, -1), part, out=hidden)
+        torch.ops.aten.gelu_(hidden)
+        torch.baddbmm(part, second.expand(len(part), -1, -1), hidden, out=out[start : start + at_once])
+    return out
+
+
+# torch.fx looks for what it is to keep as a call in the module that calls it
+for _name in ("cut_into_tiles", "join_tiles", "sets_first"):
+    torch.fx.wrap(_name)
 _HIDDEN_BYTES = 2**24  # of the hidden maps of an FFN that are held at once on a CPU
 
 

@@ -21,6 +21,7 @@ from timm.utils import reparameterize_model
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from repmlp.cost import dtype_of
 from repmlp.models.repmlp_pure import PureMLP
 from repmlp.models.repmlp_resnet import RepMLPResNet
 from repmlp.models.repmlpnet import RepMLPNet
@@ -28,7 +29,8 @@ from repmlp.models.repmlpnet import RepMLPNet
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-INPUT, OUTPUT = "images", "logits"  # names in an ONNX file
+INPUT, OUTPUT, BATCH = "images", "logits", "batch"  # names in an ONNX file
+OPSET_MIN = 18  # the oldest in which torch writes what torch.export traced
 PRODUCTS = ("Conv", "Gemm", "MatMul")  # ONNX operators with weights: what is quantised
 ONNX_LIMIT = 2**31  # bytes that one protobuf file can hold
 
@@ -77,35 +79,65 @@ def image_size(model: nn.Module, config: Mapping[str, Any] | None = None) -> tup
 def to_exported_program(model: nn.Module, img_size: int | tuple[int, int], in_chans: int = 3) -> ExportedProgram:
     """Merge a copy of a network and trace it with torch.export, the batch size free.
 
-    model: in evaluation mode; its branches are merged by timm's reparameterize_model, if it has any left. img_size:
-    pixels, or (height, width). torch.export.save(program, "model.pt2") keeps it; torch.export.load(path).module() runs.
+    model: in evaluation mode, of any floating-point dtype, which its images then have too; its branches are merged by
+        timm's reparameterize_model, if it has any left.
+    img_size: side of the images in pixels, or (height, width).
+    in_chans: channels of the images.
     Raises ValueError in training mode.
+
+    >>> program = to_exported_program(net, 224)
+    >>> torch.export.save(program, "model.pt2")
+    >>> torch.export.load("model.pt2").module()(images)
     """
     if model.training:
         raise ValueError("the model is in training mode: call model.eval() before exporting it")
     height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
     device = next(model.parameters()).device
-    images = torch.zeros(2, in_chans, height, width, device=device)  # two: a batch of one would be taken for a constant
+    # two: a batch of one would be taken for a constant
+    images = torch.zeros(2, in_chans, height, width, device=device, dtype=dtype_of(model))
     with torch.no_grad():
         return torch.export.export(
-            reparameterize_model(model), (images,), dynamic_shapes=({0: Dim("batch", min=1)},), strict=False
+            reparameterize_model(model), (images,), dynamic_shapes=({0: Dim(BATCH, min=1)},), strict=False
         )
 
 
-def to_onnx(program: ExportedProgram, path: Path | str) -> None:
+def to_onnx(program: ExportedProgram, path: Path | str, opset: int | None = None) -> None:
     """Write a traced network as one ONNX file, input "images" (batch, C, H, W), output "logits" (batch, num_classes).
 
-    Raises ModuleNotFoundError where a package is missing; ValueError for 2 GB or more, which one file cannot hold.
+    program: from to_exported_program.
+    path: of the file.
+    opset: version of ONNX's operators, for what is to read the file; None for torch's own choice.
+    Raises ModuleNotFoundError where a package is missing; ValueError for 2 GB or more, which one file cannot hold, and
+    for an opset that the network cannot be written in.
     """
+    if opset is not None and (isinstance(opset, bool) or not isinstance(opset, int) or opset < OPSET_MIN):
+        raise ValueError(
+            f"opset={opset!r}: use a whole number >= {OPSET_MIN}, or None for torch's own choice; older ones can be "
+            "written by torch.onnx.export(deploy(model), images, path, dynamo=False, opset_version=...)"
+        )
     size = sum(tensor.nbytes for tensor in program.state_dict.values())
     if size >= ONNX_LIMIT:
         raise ValueError(
             f"the weights take {size / 1e9:.1f} GB, one ONNX file holds less than 2.1 GB: use torch.export"
         )
     _need("onnx", "onnxscript")
+    import onnx
+
+    if opset is not None and opset > onnx.defs.onnx_opset_version():
+        raise ValueError(f"opset={opset}: the installed onnx knows no newer than {onnx.defs.onnx_opset_version()}")
     written = torch.onnx.export(
-        program, dynamo=True, input_names=[INPUT], output_names=[OUTPUT], optimize=True, verbose=False
+        program,
+        dynamo=True,
+        input_names=[INPUT],
+        output_names=[OUTPUT],
+        dynamic_shapes=({0: BATCH},),  # the name of the axis; that its size is free stands in the program
+        opset_version=opset,
+        optimize=True,
+        verbose=False,
     )
+    found = written.model.opset_imports.get("")
+    if opset is not None and found != opset:
+        raise ValueError(f"opset={opset}: torch can write this network in opset {found}, not in that one")
     written.save(str(path), external_data=False)
 
 

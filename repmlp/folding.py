@@ -9,9 +9,8 @@ from __future__ import annotations
 import torch
 from timm.utils import reparameterize_model
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from repmlp.layers import batch_norm_stats
+from repmlp.layers import batch_norm_stats, check_parameters, is_batch_norm
 from repmlp.reparam import fuse_bn
 
 
@@ -30,7 +29,7 @@ def fold_batch_norms(model: nn.Module) -> nn.Module:
         for conv_path, norm_name in _pairs(parent):
             _fold(parent.get_submodule(conv_path), getattr(parent, norm_name))
             setattr(parent, norm_name, nn.Identity())
-    left = [name.partition(".")[2] for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
+    left = [name.partition(".")[2] for name, module in model.named_modules() if is_batch_norm(module)]
     if left:
         raise ValueError(f"the batch norm {left[0]} stands behind no convolution, so that it cannot be folded")
     return model[0]
@@ -41,7 +40,7 @@ def _pairs(parent: nn.Module) -> list[tuple[str, str]]:
     children = list(parent.named_children())
     pairs = []
     for name, norm in children:
-        if not isinstance(norm, _BatchNorm):
+        if not is_batch_norm(norm):
             continue
         if isinstance(parent, nn.Sequential):
             at = [child for child, _ in children].index(name)
@@ -57,8 +56,9 @@ def _pairs(parent: nn.Module) -> list[tuple[str, str]]:
 
 
 @torch.no_grad()
-def _fold(conv: nn.Conv2d, norm: _BatchNorm) -> None:
+def _fold(conv: nn.Conv2d, norm: nn.Module) -> None:
     """Put a batch norm into weight and bias of a convolution, in place."""
+    check_parameters(conv)
     weight, bias = fuse_bn(conv.weight, conv.bias, batch_norm_stats(norm), torch.float64)
     conv.weight = nn.Parameter(weight.to(conv.weight.dtype), requires_grad=conv.weight.requires_grad)
     conv.bias = nn.Parameter(bias.to(conv.weight.dtype), requires_grad=conv.weight.requires_grad)

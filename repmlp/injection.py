@@ -18,7 +18,7 @@ from timm.models.mlp_mixer import MixerBlock, ResBlock, SpatialGatingUnit
 from torch import Tensor, nn
 
 from repmlp.branches import BranchSpec, parse_all
-from repmlp.layers import LocalPerceptron
+from repmlp.layers import LocalPerceptron, check_parameters, set_parameter
 from repmlp.reparam import merge_branches
 
 # which child of a known module mixes tokens; any other layer has to be named
@@ -92,6 +92,7 @@ class InjectedLinear(nn.Linear):
 
         As SetSharingFC.merged, for one share-set. branches: False leaves the convolutions out.
         """
+        check_parameters(self)
         local = self.local_perceptron.branches() if branches and self.local_perceptron is not None else []
         # (h*w, h*w) -> (1, h*w, h*w); (h*w,) -> (1, h*w)
         return merge_branches(self.weight.unsqueeze(0), self.bias.unsqueeze(0), local, self.size)
@@ -100,15 +101,18 @@ class InjectedLinear(nn.Linear):
     def reparameterize(self) -> None:
         """Merge the branches into weight and bias, in place. Does nothing the second time.
 
-        Paper: RepMLPNet Eq. 12-14. Float64 arithmetic, rounded once to the weight's dtype.
-        Raises RuntimeError in training mode, where the batch norms' running statistics are not what forward() uses.
+        Paper: RepMLPNet Eq. 12-14. Float64 arithmetic, rounded once to the weight's dtype. Weight and bias stay the
+        same Parameters, so that an optimizer made before trains them on.
+        Raises RuntimeError in training mode, where the batch norms' running statistics are not what forward() uses;
+        ValueError for weights that are computed from others (pruning).
         """
         if self.local_perceptron is None:
             return
         self._check_evaluation()
         weight, bias = self.merged()
-        self.weight = nn.Parameter(weight.squeeze(0), requires_grad=self.weight.requires_grad)
-        self.bias = nn.Parameter(bias.squeeze(0), requires_grad=self.bias.requires_grad)
+        # (1, h*w, h*w) -> (h*w, h*w); (1, h*w) -> (h*w,)
+        set_parameter(self, "weight", weight.squeeze(0))
+        set_parameter(self, "bias", bias.squeeze(0))
         self.local_perceptron = None
 
     def _to_linear(self) -> None:

@@ -10,19 +10,61 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repmlp.branches import BranchSpec, parse_all
 from repmlp.randomness import derive_seed
 from repmlp.reparam import BatchNormStats, Branch, inverse_permutation, merge_branches
+from repmlp.tracing import fixed, of_size
 
 
-def batch_norm_stats(norm: nn.modules.batchnorm._BatchNorm) -> BatchNormStats:
-    """Read the evaluation-time numbers of a torch batch norm; ValueError where it keeps none."""
+def is_batch_norm(module: nn.Module) -> bool:
+    """Say whether a module is a batch norm: torch's, for one process or several, or timm's frozen one."""
+    frozen = all(hasattr(module, name) for name in ("running_mean", "running_var", "eps"))
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) or frozen
+
+
+def batch_norm_stats(norm: nn.Module) -> BatchNormStats:
+    """Read the evaluation-time numbers of a batch norm, see is_batch_norm.
+
+    Raises ValueError where it keeps none, or has an activation in it, as timm's BatchNormAct2d may.
+    """
     if norm.running_mean is None or norm.running_var is None:
         raise ValueError("a batch norm without running statistics cannot be merged")
+    act = getattr(norm, "act", None)
+    if act is not None and not isinstance(act, nn.Identity):
+        raise ValueError(f"a {type(norm).__name__} with {type(act).__name__} in it is not linear and cannot be merged")
+    check_parameters(norm)
     return BatchNormStats(norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)
+
+
+def check_parameters(module: nn.Module) -> None:
+    """Raise ValueError where weight or bias of a layer are computed from other parameters.
+
+    So they are under torch.nn.utils.prune, weight_norm, spectral_norm and parametrize: written over, they would be
+    computed anew in the next forward(), and what stands there now may be stale.
+    """
+    for name in ("weight", "bias"):
+        if hasattr(module, name) and name not in module._parameters and name not in module._buffers:
+            raise ValueError(
+                f"{name} of {type(module).__name__} is computed from other parameters (pruning, weight norm, a "
+                "parametrization): make it permanent first, by torch.nn.utils.prune.remove, remove_weight_norm or "
+                "parametrize.remove_parametrizations"
+            )
+
+
+def set_parameter(module: nn.Module, name: str, value: Tensor) -> None:
+    """Write a merged weight or bias into the Parameter that is there, which optimizers hold; a new one where none is.
+
+    A new bias asks for gradients where the weight does.
+    """
+    parameter = getattr(module, name)
+    if parameter is None:
+        module.register_parameter(name, nn.Parameter(value, requires_grad=module.weight.requires_grad))
+    elif parameter.data_ptr() != value.data_ptr():
+        parameter.copy_(value)
 
 
 def shuffled_grid(size: tuple[int, int]) -> Tensor:
@@ -70,6 +112,7 @@ class LocalPerceptron(nn.Module):
         self.specs = parse_all(kernels, size)
         sequence = size is not None and len(size) == 1
         self.size = None if size is None else (1, int(size[0])) if sequence else (int(size[0]), int(size[1]))
+        self.shuffled = [spec.shuffled for spec in self.specs]  # apart from the specs, which TorchScript cannot read
         shuffled = [spec for spec in self.specs if spec.shuffled]
         if shuffled and size is None:
             raise ValueError(f"branch {shuffled[0].label}: a shuffled grid needs the size of the map, size=(h, w)")
@@ -92,6 +135,7 @@ class LocalPerceptron(nn.Module):
         if self.permutation is not None:
             self.permutation.copy_(shuffled_grid(self.size))
 
+    @torch.jit.unused
     @property
     def kernels(self) -> tuple[int | str, ...]:
         """Return the branches as configurations spell them, sorted."""
@@ -99,22 +143,22 @@ class LocalPerceptron(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         n, c, h, w = x.shape
+        source, back = x, None
         if self.permutation is not None:
-            if (h, w) != self.size:
-                raise ValueError(f"got maps of size {(h, w)}: the shuffled grid of these branches has size {self.size}")
-            shuffled, back = reordered(x, self.permutation), inverse_permutation(self.permutation)
+            source, back = onto_shuffled_grid(x, self.permutation, self.size), inverse_permutation(self.permutation)
         # Convolving C channels with repeated kernels is the same as S channels with a C/S times larger batch. On a CPU
         # it took 24 ms where one channel and a batch of 32768 took 1700 ms (forward and backward).
-        out = 0
-        for spec in self.specs:
-            conv, norm = self.convs[str(spec.value)], self.norms[str(spec.value)]
-            kernel = conv.weight.repeat(c // self.share_sets, 1, 1, 1)
-            source = shuffled if spec.shuffled else x
-            y = F.conv2d(source, kernel, padding=conv.padding, dilation=conv.dilation, groups=c)
-            if spec.shuffled:
+        out: Tensor | None = None
+        for i, (conv, norm) in enumerate(zip(self.convs.values(), self.norms.values())):  # noqa: B905 (TorchScript)
+            kernel = copies(conv.weight, c // self.share_sets)
+            shuffled = self.shuffled[i]
+            y = F.conv2d(source if shuffled else x, kernel, None, conv.stride, conv.padding, conv.dilation, c)
+            if shuffled and back is not None:
                 y = reordered(y, back)
             # (N, C, h, w) -> (N*C/S, S, h, w)
-            out = out + norm(y.reshape(-1, self.share_sets, h, w))
+            y = norm(y.reshape(n * (c // self.share_sets), self.share_sets, h, w))
+            out = y if out is None else out + y
+        assert out is not None  # there is a branch at least
         # (N*C/S, S, h, w) -> (N, C, h, w)
         return out.reshape(n, c, h, w)
 
@@ -123,6 +167,7 @@ class LocalPerceptron(nn.Module):
         found = []
         for spec in self.specs:
             conv, norm = self.convs[str(spec.value)], self.norms[str(spec.value)]
+            check_parameters(conv)
             order = self.permutation if spec.shuffled else None
             found.append(Branch(conv.weight, None, batch_norm_stats(norm), spec.dilation, order))
         return found
@@ -199,6 +244,7 @@ class SetSharingFC(nn.Module):
         if self.bias is not None:
             nn.init.uniform_(self.bias, -bound, bound)
 
+    @torch.jit.unused
     @property
     def kernels(self) -> tuple[int | str, ...]:
         """Return the branches that are there now, as configurations spell them: () once merged."""
@@ -210,13 +256,7 @@ class SetSharingFC(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         n, c, h, w = x.shape
         s = self.share_sets
-        if c % s or (h, w) != self.size:
-            raise ValueError(
-                f"got maps of {c} channels and size {(h, w)}; {s} share-sets have to divide the channels, and the size "
-                f"has to be {self.size} (RepMLPBlock cuts other sizes into partitions)"
-            )
-        # (N, C, h, w) -> (S, N*C/S, h*w): channel c is member c // S of set c mod S
-        maps = x.reshape(n * c // s, s, h * w).transpose(0, 1)
+        maps = sets_first(x, s, self.size)
         if self.bias is None:
             out = torch.bmm(maps, self.weight.transpose(1, 2))
         else:
@@ -236,6 +276,7 @@ class SetSharingFC(nn.Module):
         out: where the weight goes, see merge_branches.
         Differentiable in every parameter where gradients are enabled.
         """
+        check_parameters(self)
         norm = None if self.norm is None else batch_norm_stats(self.norm)
         local = self.local_perceptron.branches() if branches and self.local_perceptron is not None else []
         return merge_branches(self.weight, self.bias, local, self.size, norm, groups=self.share_sets, out=out)
@@ -246,15 +287,19 @@ class SetSharingFC(nn.Module):
 
         Paper: RepMLPNet Eq. 12-14. Float64 arithmetic, rounded once to the weight's dtype. The weight's own memory is
         overwritten, so that merging needs a few MiB however large the layer: clone a state_dict() that is to be kept.
-        Raises RuntimeError in training mode, where the batch norms' running statistics are not what forward() uses.
+        The weight stays the same Parameter, so an optimizer made before trains it on; a bias that was not there is a
+        new one, which has to be added to the optimizer: optimizer.add_param_group({"params": [layer.bias]}).
+        Raises RuntimeError in training mode, where the batch norms' running statistics are not what forward() uses;
+        ValueError for weights that are computed from others, see check_parameters.
         """
         if self.norm is None and self.local_perceptron is None:
             return
         if self.training:
             raise RuntimeError("the model is in training mode: call model.eval() before reparameterize()")
+        check_parameters(self)
         weight, bias = self.merged(out=self.weight if self.weight.is_contiguous() else None)
-        self.weight = nn.Parameter(weight, requires_grad=self.weight.requires_grad)
-        self.bias = nn.Parameter(bias, requires_grad=self.weight.requires_grad)
+        set_parameter(self, "weight", weight)
+        set_parameter(self, "bias", bias)
         self.norm = None
         self.local_perceptron = None
 
@@ -282,27 +327,76 @@ class GlobalPerceptron(nn.Module):
         return gate[:, :, None, None]
 
 
+# What decides by the size of a map stands in functions of its own, which torch.fx keeps as calls: so its graph decides
+# anew for each input, as the layer does.
+
+
+@torch.fx.wrap
+def sets_first(x: Tensor, share_sets: int, size: tuple[int, int]) -> Tensor:
+    """Sort maps by share-set: (N, C, h, w) -> (S, N*C/S, h*w), a view where it can be.
+
+    Channel c is member c // S of set c mod S.
+    Raises ValueError where S does not divide the channels, or the maps have another size.
+    """
+    n, c, h, w = x.shape
+    if c % share_sets != 0 or h != size[0] or w != size[1]:
+        raise ValueError(
+            f"got maps of {c} channels and size ({h}, {w}); {share_sets} share-sets have to divide the channels, and "
+            f"the size has to be ({size[0]}, {size[1]}) (RepMLPBlock cuts other sizes into partitions)"
+        )
+    return x.reshape(n * (c // share_sets), share_sets, h * w).transpose(0, 1)
+
+
+@torch.fx.wrap
+def copies(kernel: Tensor, number: int) -> Tensor:
+    """Repeat the kernels of S sets for all channels: (S, 1, kh, kw) -> (number*S, 1, kh, kw)."""
+    return kernel.repeat(fixed(number), 1, 1, 1)
+
+
+@torch.fx.wrap
+def onto_shuffled_grid(x: Tensor, order: Tensor, size: tuple[int, int]) -> Tensor:
+    """Put the positions of maps (N, C, h, w) in the order of a shuffled grid; ValueError for maps of another size."""
+    if x.shape[2] != size[0] or x.shape[3] != size[1]:
+        raise ValueError(
+            f"got maps of size ({x.shape[2]}, {x.shape[3]}): the shuffled grid of these branches has size "
+            f"({size[0]}, {size[1]})"
+        )
+    return reordered(x, order)
+
+
+@torch.fx.wrap
 def cut_into_tiles(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Cut maps into h x w partitions, padded with zeros at the bottom and right: (N, C, H, W) -> (N*tiles, C, h, w)."""
+    """Cut maps into h x w partitions, padded with zeros at the bottom and right: (N, C, H, W) -> (N*tiles, C, h, w).
+
+    A map of that size is returned as it is.
+    """
     n, c, height, width = x.shape
-    (h, w), (rows, columns) = size, tiles_of((height, width), size)
+    h, w = size
+    if height == h and width == w:
+        return of_size(x, h, w)
+    rows, columns = tiles_of((height, width), size)
     x = F.pad(x, (0, columns * w - width, 0, rows * h - height))
     # (N, C, rows*h, columns*w) -> (N*rows*columns, C, h, w): tiles join the batch, never the channels
     return x.view(n, c, rows, h, columns, w).permute(0, 2, 4, 1, 3, 5).reshape(n * rows * columns, c, h, w)
 
 
+@torch.fx.wrap
 def join_tiles(tiles: Tensor, map_size: tuple[int, int]) -> Tensor:
     """Put partitions together again and crop the padding: (N*tiles, C, h, w) -> (N, C, H, W)."""
-    (height, width), (c, h, w) = map_size, tiles.shape[1:]
+    m, c, h, w = tiles.shape
+    height, width = map_size
+    if height == h and width == w:
+        return tiles
     rows, columns = tiles_of(map_size, (h, w))
     # (N*rows*columns, C, h, w) -> (N, C, rows*h, columns*w)
-    x = tiles.view(-1, rows, columns, c, h, w).permute(0, 3, 1, 4, 2, 5).reshape(-1, c, rows * h, columns * w)
-    return x[:, :, :height, :width]
+    x = tiles.view(m // (rows * columns), rows, columns, c, h, w).permute(0, 3, 1, 4, 2, 5)
+    return x.reshape(m // (rows * columns), c, rows * h, columns * w)[:, :, :height, :width]
 
 
 def tiles_of(map_size: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
     """Return how many rows and columns of h x w partitions cover an H x W map."""
-    return -(-map_size[0] // size[0]), -(-map_size[1] // size[1])
+    # no division of negative numbers, which ONNX rounds towards zero
+    return (map_size[0] + size[0] - 1) // size[0], (map_size[1] + size[1] - 1) // size[1]
 
 
 class RepMLPBlock(nn.Module):
@@ -333,6 +427,7 @@ class RepMLPBlock(nn.Module):
         if share_sets < 1 or channels % share_sets:
             raise ValueError(f"share_sets={share_sets} does not divide channels={channels}")
         self.channel_perceptron = SetSharingFC(size, share_sets, kernels, inference_mode=inference_mode)
+        self.size = self.channel_perceptron.size
         self.global_perceptron = GlobalPerceptron(channels) if global_perceptron else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -342,10 +437,7 @@ class RepMLPBlock(nn.Module):
 
     def _tiled(self, x: Tensor) -> Tensor:
         """Apply the Channel Perceptron to every tile: (N, C, H, W) -> (N, C, H, W)."""
-        size = self.channel_perceptron.size
-        if tuple(x.shape[2:]) == size:
-            return self.channel_perceptron(x)
-        return join_tiles(self.channel_perceptron(cut_into_tiles(x, size)), tuple(x.shape[2:]))
+        return join_tiles(self.channel_perceptron(cut_into_tiles(x, self.size)), (x.shape[2], x.shape[3]))
 
     def reparameterize(self) -> None:
         """Merge the Channel and the Local Perceptron into one FC with bias; see SetSharingFC.reparameterize."""

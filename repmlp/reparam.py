@@ -17,7 +17,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from repmlp.tracing import recorded
 
 
 class BatchNormStats(NamedTuple):
@@ -248,7 +250,7 @@ def _zeros(shape: Sequence[int], like: Tensor) -> Tensor:
     The system hands out memory that it has cleared. torch.zeros writes the zeros once more, which was nearly half of
     the time of conv_to_fc on a 64x64 map.
     """
-    if like.device.type != "cpu" or _traced(like):
+    if like.device.type != "cpu" or recorded(like):
         return like.new_zeros(shape)
     # in bytes, because numpy has no bfloat16
     return torch.from_numpy(np.zeros(math.prod(shape) * like.element_size(), np.uint8)).view(like.dtype).view(*shape)
@@ -368,12 +370,7 @@ def _checked(
 def _check_permutation(permutation: Tensor, positions: int) -> None:
     """Raise ValueError where it is no order of that many positions; the values of traced tensors are not known."""
     wrong = permutation.shape != (positions,) or permutation.dtype != torch.int64
-    if not wrong and not permutation.is_meta and not _traced(permutation):
+    if not wrong and not permutation.is_meta and not recorded(permutation):
         wrong = not torch.equal(permutation.sort().values, torch.arange(positions, device=permutation.device))
     if wrong:
         raise ValueError(f"permutation: needs every whole number from 0 to {positions - 1} once, as int64")
-
-
-def _traced(tensor: Tensor) -> bool:
-    """Say whether only the operations on a tensor are recorded."""
-    return type(tensor) not in (Tensor, nn.Parameter) or torch.compiler.is_compiling() or torch.jit.is_tracing()

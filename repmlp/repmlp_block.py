@@ -15,7 +15,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repmlp.branches import BranchSpec, parse_all
-from repmlp.layers import batch_norm_stats, cut_into_tiles, join_tiles, reordered, shuffled_grid, tiles_of
+from repmlp.layers import (
+    batch_norm_stats,
+    check_parameters,
+    cut_into_tiles,
+    join_tiles,
+    reordered,
+    set_parameter,
+    shuffled_grid,
+    tiles_of,
+)
 from repmlp.reparam import Branch, fuse_bn, inverse_permutation, merge_branches
 
 
@@ -65,6 +74,7 @@ class PartitionGlobalPerceptron(nn.Module):
         if self.norm is None:
             return
         _check_evaluation(self)
+        check_parameters(self.fc1)
         scale, shift = batch_norm_stats(self.norm).affine(torch.float64)
         # (C,) -> (C*rows*columns,): the batch norm comes before the flattening
         scale, shift = (t.repeat_interleave(self.partitions[0] * self.partitions[1]) for t in (scale, shift))
@@ -128,6 +138,7 @@ class GroupLocalPerceptron(nn.Module):
         """Return the convolutions as plain tensors, ready for `reparam.merge_branches`."""
         found = []
         for spec, (name, conv) in zip(self.specs, self.convs.items(), strict=True):
+            check_parameters(conv)
             order = self.permutation if spec.shuffled else None
             found.append(Branch(conv.weight, None, batch_norm_stats(self.norms[name]), spec.dilation, order))
         return found
@@ -216,6 +227,7 @@ class PartitionPerceptron(nn.Module):
         branches: False leaves the convolutions out, so that FC3 can be seen before the injection on the same scale.
         Float64 arithmetic, rounded once; differentiable in every parameter where gradients are enabled.
         """
+        check_parameters(self)
         norm = None if self.norm is None else batch_norm_stats(self.norm)
         bias = None if self.bias is None else self.bias.flatten()
         # its features are the rows of all groups: (g, O/g*h*w, C/g*h*w) -> (O*h*w, C/g*h*w)
@@ -237,8 +249,8 @@ class PartitionPerceptron(nn.Module):
             return
         _check_evaluation(self)
         weight, bias = self.merged()
-        self.weight = nn.Parameter(weight, requires_grad=self.weight.requires_grad)
-        self.bias = nn.Parameter(bias, requires_grad=self.weight.requires_grad)
+        set_parameter(self, "weight", weight)
+        set_parameter(self, "bias", bias)
         self.norm = None
         self.local_perceptron = None
 

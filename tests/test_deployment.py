@@ -2,6 +2,7 @@
 
 import copy
 import sys
+from functools import partial
 
 import pytest
 import timm
@@ -9,7 +10,9 @@ import torch
 from conftest import randomise_norms
 from hypothesis import given
 from hypothesis import strategies as st
+from timm.layers import BatchNormAct2d, freeze_batch_norm_2d
 from torch import nn
+from torch.nn.utils import prune
 
 from repmlp import RepMLPNet, deploy
 from repmlp.cost import count_macs
@@ -146,3 +149,82 @@ def test_ffn_by_parts_is_the_ffn(monkeypatch):
         expected = deployed(x)
         monkeypatch.setattr(sys.modules["repmlp.deployment"], "_HIDDEN_BYTES", 2 * 64 * 256 * 8)  # two images at once
         torch.testing.assert_close(deployed(x), expected, rtol=1e-12, atol=1e-12)
+
+
+def frozen(net: nn.Module) -> nn.Module:
+    """timm freezes batch norms in place, and where the whole model is none it returns the model."""
+    return freeze_batch_norm_2d(net)
+
+
+@pytest.mark.parametrize(
+    "convert", [nn.SyncBatchNorm.convert_sync_batchnorm, frozen, timm.layers.convert_sync_batchnorm]
+)
+def test_batch_norms_of_other_kinds_are_folded_too(convert):
+    net = trained(**NETS["two stages"])
+    other = convert(copy.deepcopy(net)).eval()
+    assert type(other.norm) is not nn.BatchNorm2d
+    x = torch.randn(2, 3, 40, 32, dtype=torch.float64)
+    deployed = deploy(other)
+    assert relative(net, deployed, x) < 1e-12
+    assert not any("running" in name for name, _ in deployed.named_buffers())
+    merged = timm.utils.reparameterize_model(other)
+    assert relative(net, merged, x) < 1e-12 and merged.stages[0][0].block.channel_perceptron.norm is None
+
+
+def test_a_batch_norm_without_an_activation_is_folded_and_one_with_it_refused():
+    net = trained(**NETS["two stages"])
+    state = net.norm.state_dict()
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    net.norm = BatchNormAct2d(32, apply_act=False).double().eval()
+    net.norm.load_state_dict(state)
+    assert relative(net, deploy(net), x) < 1e-12
+    net.norm = BatchNormAct2d(32).double().eval()
+    with pytest.raises(ValueError, match="a BatchNormAct2d with ReLU in it is not linear"):
+        deploy(net)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (40, 56)])
+def test_an_empty_batch_gives_no_logits(size):
+    net = trained(**NETS["two stages"])
+    for form in (net, timm.utils.reparameterize_model(net), deploy(net)):
+        assert form(torch.empty(0, 3, *size, dtype=torch.float64)).shape == (0, 100)
+
+
+def fc(net: RepMLPNet) -> nn.Module:
+    return net.stages[0][0].block.channel_perceptron
+
+
+COMPUTED = {
+    "pruned FC": lambda net: prune.l1_unstructured(fc(net), "weight", 0.5),
+    "pruned branch": lambda net: prune.l1_unstructured(fc(net).local_perceptron.convs["3"], "weight", 0.5),
+    "weight norm": lambda net: nn.utils.weight_norm(fc(net).local_perceptron.convs["1"]),
+    "weight norm by parametrization": lambda net: nn.utils.parametrizations.weight_norm(fc(net)),
+    "spectral norm": lambda net: nn.utils.spectral_norm(fc(net).local_perceptron.convs["3"]),
+    "pruned batch norm": lambda net: prune.l1_unstructured(fc(net).norm, "weight", 0.5),
+}
+
+
+@pytest.mark.parametrize("name", COMPUTED)
+def test_weights_that_are_computed_from_others_are_refused_by_name(name):
+    net = trained(**NETS["two stages"])
+    COMPUTED[name](net)
+    net.eval()
+    in_place = partial(timm.utils.reparameterize_model, inplace=True)  # torch cannot copy such a net
+    for change in (deploy, in_place, lambda net: net.reparameterize()):
+        with pytest.raises(ValueError, match=r"weight of .* is computed from other parameters.*remove"):
+            change(net)
+
+
+def test_pruning_made_permanent_is_merged():
+    net = trained(**NETS["two stages"])
+    COMPUTED["pruned FC"](net)
+    prune.remove(fc(net), "weight")
+    assert relative(net, deploy(net), torch.randn(2, 3, 32, 32, dtype=torch.float64)) < 1e-12
+
+
+def test_an_embedding_under_pruning_is_refused_where_it_would_be_folded():
+    net = trained(**NETS["two stages"])
+    prune.l1_unstructured(net.stem.conv, "weight", 0.5)
+    with pytest.raises(ValueError, match="weight of Conv2d is computed from other parameters"):
+        deploy(net)
+    net.reparameterize()  # merges no embedding

@@ -1,6 +1,7 @@
 """Export to torch.export, ONNX and int8; the commands evaluate.py and export.py as a user types them."""
 
 import builtins
+import copy
 import importlib.util
 import json
 from pathlib import Path
@@ -14,8 +15,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from repmlp import RepMLPNet, load_model, save_model
+from repmlp import RepMLPNet, deploy, load_model, save_model
 from repmlp.checkpoints import to_official
+from repmlp.cost import count_macs
 from repmlp.data import build_data
 from repmlp.export import (
     count_quantised,
@@ -101,7 +103,7 @@ def test_onnx_is_one_file_of_the_merged_net(net, written):
     assert operators.count("Conv") == 2 and operators.count("MatMul") == 4
     # two before the parts of each of the four units, and the last one: none after an FC or beside it
     assert operators.count("BatchNormalization") == 9
-    assert graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    assert [end[0].type.tensor_type.shape.dim[0].dim_param for end in (graph.input, graph.output)] == ["batch"] * 2
 
 
 def test_the_net_itself_is_left_as_it_was(net, program):
@@ -116,6 +118,29 @@ def test_larger_images_go_through_in_partitions(net, tmp_path):
 def test_training_mode_is_refused():
     with pytest.raises(ValueError, match=r"call model.eval\(\)"):
         to_exported_program(RepMLPNet(channels=(4, 8), blocks=(1, 1), share_sets=(1, 2)), 32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_networks_of_half_precision_are_counted_and_exported(net, dtype):
+    half = copy.deepcopy(net).to(dtype)
+    assert count_macs(half, 32) == count_macs(net, 32) and count_macs(deploy(half), 32) > 0
+    for form in (half, deploy(half)):
+        x = torch.randn(3, 3, 32, 32, dtype=dtype)
+        found = to_exported_program(form, 32).module()(x)
+        assert found.dtype == dtype
+        with torch.no_grad():
+            assert (found - form(x)).float().norm() < 0.05 * form(x).float().norm()
+
+
+def test_the_opset_is_chosen_or_refused(net, program, tmp_path):
+    to_onnx(program, tmp_path / "model.onnx", opset=20)
+    assert {o.domain: o.version for o in onnx.load(tmp_path / "model.onnx").opset_import}[""] == 20
+    session = onnx_session(tmp_path / "model.onnx")
+    assert_same(net, lambda images: run_onnx(session, images))
+    for opset in (13, 999, True, "18"):
+        with pytest.raises(ValueError, match=f"opset={opset!r}: "):
+            to_onnx(program, tmp_path / "none.onnx", opset=opset)
+    assert not (tmp_path / "none.onnx").exists()
 
 
 def test_a_file_that_cannot_hold_the_weights_is_refused(program, tmp_path, monkeypatch):

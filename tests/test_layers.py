@@ -296,3 +296,28 @@ def test_bad_shapes_are_refused():
         GlobalPerceptron(6)
     with pytest.raises(ValueError, match="running statistics"):
         batch_norm_stats(torch.nn.BatchNorm2d(4, track_running_stats=False))
+
+
+@pytest.mark.parametrize("contiguous", [True, False])
+def test_an_optimizer_made_before_merging_trains_the_merged_weight(contiguous):
+    layer = SetSharingFC((4, 4), 2, (1, 3)).eval()
+    if not contiguous:
+        layer.weight.data = layer.weight.data.transpose(1, 2).clone().transpose(1, 2)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    weight = layer.weight
+    layer.reparameterize()
+    assert layer.weight is weight and layer.bias.requires_grad
+    optimizer.add_param_group({"params": [layer.bias]})  # which is new
+    before = {name: p.detach().clone() for name, p in layer.named_parameters()}
+    layer(torch.randn(2, 4, 4, 4)).square().sum().backward()
+    optimizer.step()
+    for name, p in layer.named_parameters():
+        torch.testing.assert_close(p.detach(), before[name] - 0.1 * p.grad)
+        assert p.grad.any()
+
+
+def test_a_bias_that_is_there_stays_the_same_parameter():
+    layer = SetSharingFC((4, 4), 1, (1, 3), bias=True, norm=False).eval()
+    parameters = layer.weight, layer.bias
+    layer.reparameterize()
+    assert layer.weight is parameters[0] and layer.bias is parameters[1]

@@ -1,6 +1,7 @@
 """Files that have to agree with each other: pyproject, conda environment, lock file, versions."""
 
 import re
+import subprocess
 import sys
 
 import pytest
@@ -49,6 +50,27 @@ def test_lock_pins_every_requirement_and_names_no_address():
 def test_versions_agree():
     assert repmlp.__version__ == project()["version"]
     assert f"version: {repmlp.__version__}" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_types_are_shipped():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert "py.typed" in settings["package-data"]["repmlp"] and (ROOT / "repmlp/py.typed").is_file()
+
+
+def test_modules_for_some_uses_are_imported_when_they_are_used():
+    """`import repmlp` stays light, and repmlp.export is there all the same."""
+    code = (
+        "import sys, repmlp\n"
+        "heavy = {'repmlp.' + name for name in repmlp.ON_DEMAND} | {'onnx', 'lightning', 'hydra'}\n"
+        "print(sorted(heavy & set(sys.modules)))\n"
+        "assert repmlp.export.to_exported_program and repmlp.cost.count_macs and repmlp.locality\n"
+        "assert all(getattr(repmlp, name) for name in repmlp.ON_DEMAND)\n"
+        "try: repmlp.nothing\n"
+        "except AttributeError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["[]", "module 'repmlp' has no attribute 'nothing'"]
 
 
 WINGS = ("data", "training", "runs")  # what needs Lightning; runs/ alone may import Hydra

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repmlp.branches import BranchSpec
-from repmlp.layers import batch_norm_stats
+from repmlp.layers import batch_norm_stats, check_parameters, set_parameter
 from repmlp.reparam import fuse_bn
 from repmlp.repmlp_block import GroupLocalPerceptron, RepMLP, check_partition_kernels
 
@@ -77,6 +77,7 @@ class PartitionConv(nn.Module):
             return
         if self.training:
             raise RuntimeError("the model is in training mode: call model.eval() before reparameterize()")
+        check_parameters(self)
         weight, bias = fuse_bn(self.weight, None, batch_norm_stats(self.norm), torch.float64)
         for branch in [] if self.local_perceptron is None else self.local_perceptron.branches():
             kernel, more = fuse_bn(branch.kernel, branch.bias, branch.norm, torch.float64)
@@ -89,7 +90,8 @@ class PartitionConv(nn.Module):
             added[:, :, taps[0], taps[1]] = kernel
             weight, bias = weight + added, bias + more
         dtype = self.weight.dtype
-        self.weight, self.bias = nn.Parameter(weight.to(dtype)), nn.Parameter(bias.to(dtype))
+        set_parameter(self, "weight", weight.to(dtype))
+        set_parameter(self, "bias", bias.to(dtype))
         self.norm = self.local_perceptron = None
 
 

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import DropPath
@@ -23,6 +24,9 @@ from torch.utils.checkpoint import checkpoint
 
 from repmlp.branches import BranchSpec
 from repmlp.layers import RepMLPBlock
+from repmlp.tracing import channels_last, readable
+
+torch.fx.wrap("channels_last")  # torch.fx looks in the module that calls it
 
 
 class ConvBNReLU(nn.Module):
@@ -116,7 +120,7 @@ class RepMLPNetUnit(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.block(self.norm1(x)).contiguous(memory_format=torch.channels_last))
+        x = x + self.drop_path(channels_last(self.block(self.norm1(x))))
         return x + self.drop_path(self.ffn(self.norm2(x)))
 
 
@@ -269,7 +273,7 @@ class RepMLPNet(nn.Module):
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt={output_fmt!r}: RepMLPNet has maps, use 'NCHW'")
         take, last = feature_take_indices(len(self.stages), indices)
-        x = self.stem(x.contiguous(memory_format=torch.channels_last))
+        x = self.stem(channels_last(x))
         maps = []
         final = len(self.feature_info) - 1
         for i, stage in enumerate(self.stages[: last + 1] if stop_early else self.stages):
@@ -308,18 +312,26 @@ class RepMLPNet(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(N, in_chans, H, W) -> the last stage's map after its batch norm, (N, C, H/stride, W/stride)."""
-        x = self.stem(x.contiguous(memory_format=torch.channels_last))
-        for i, stage in enumerate(self.stages):
-            x = self._stage(i, stage, x)
+        x = self.stem(channels_last(x))
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            for i, stage in enumerate(self.stages):
+                x = self._stage(i, stage, x)
+        else:
+            for i, stage in enumerate(self.stages):
+                for j, downsample in enumerate(self.downsamples):  # TorchScript knows no self.downsamples[i - 1]
+                    if j + 1 == i:
+                        x = downsample(x)
+                x = stage(x)
         return self.norm(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """(N, C, H, W) -> (N, num_classes), or what the classifier sees, (N, C), with pre_logits."""
-        if self.global_pool:
+        if self.global_pool == "avg":
             x = x.mean(dim=(2, 3))
         x = self.head_drop(x)
         return x if pre_logits else self.head(x)
 
+    @readable
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
 
