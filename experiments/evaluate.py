@@ -23,6 +23,7 @@ import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor, nn
 
+from repmlp.checkpoints import open_checkpoint
 from repmlp.data import build_data
 from repmlp.export import (
     Quantised,
@@ -33,7 +34,7 @@ from repmlp.export import (
     to_exported_program,
     to_onnx,
 )
-from repmlp.models.build import check_num_classes, open_checkpoint
+from repmlp.models.build import check_num_classes
 from repmlp.models.upernet import UperNet
 from repmlp.runs.key import PATHS
 from repmlp.runs.launch import device_of, mistakes_in_one_line, run_command

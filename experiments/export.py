@@ -27,8 +27,8 @@ from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
 from repmlp import RepMLPNet, deploy
+from repmlp.checkpoints import load_model, open_checkpoint, save_model
 from repmlp.export import difference, image_size, onnx_session, run_onnx, to_exported_program, to_onnx
-from repmlp.models.build import load_model, open_checkpoint, save_model
 from repmlp.runs.launch import mistakes_in_one_line, run_command
 
 WEIGHTS, PROGRAM, ONNX = "model.safetensors", "model.pt2", "model.onnx"

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from repmlp import RepMLPNet, ResMLP, load_model, save_model
-from repmlp.checkpoints import to_official
+from repmlp.checkpoints import open_checkpoint, to_official
 from repmlp.data import build_data
 from repmlp.export import (
     count_quantised,
@@ -27,7 +27,6 @@ from repmlp.export import (
     to_exported_program,
     to_onnx,
 )
-from repmlp.models.build import open_checkpoint
 from repmlp.runs.key import run_key
 from repmlp.runs.run import execute
 
