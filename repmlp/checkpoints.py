@@ -28,10 +28,10 @@ from repmlp.branches import BranchSpec, values
 from repmlp.deployment import deploy
 from repmlp.key_names import Configuration, config_of, convert, to_official, unwrap
 from repmlp.models.build import build_model, merged_copy
-from repmlp.models.repmlp_resnet import from_weights, load_older_backbone
+from repmlp.models.repmlp_resnet import arguments_of, from_weights, load_older_backbone
 from repmlp.models.repmlpnet import RepMLPNet, checkpoint_filter_fn
 from repmlp.models.upernet import UperNet
-from repmlp.older_key_names import is_older
+from repmlp.older_key_names import convert_older, is_older
 
 __all__ = [
     "Checkpoint",
@@ -60,7 +60,7 @@ class Checkpoint(NamedTuple):
     """A network in evaluation mode, the configuration that `build_model` and `save` take, and the file's metadata."""
 
     model: nn.Module
-    config: dict[str, Any] | None  # None where the file does not say and no configuration describes the network
+    config: dict[str, Any]
     metadata: dict[str, str]
 
 
@@ -117,7 +117,9 @@ def load_model(path: Path | str) -> tuple[nn.Module, dict[str, str]]:
     """
     path = Path(path)
     if path.is_file() and MODEL not in _metadata(path):
-        raise ValueError(f"{path} names no repmlp model in its metadata: was it written by save_model? repmlp.load reads other files")
+        raise ValueError(
+            f"{path} names no repmlp model in its metadata: was it written by save_model? repmlp.load reads other files"
+        )
     model, _, metadata = open_checkpoint(path)
     return model, metadata
 
@@ -138,7 +140,11 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
     try:
         tensors = unwrap(state)
         if is_older(tensors) or any(".repmlp." in name for name in tensors):
-            return Checkpoint(from_weights(tensors), None, metadata)
+            given = arguments_of(convert_older(tensors))
+            config = {"arch": "timm", "variant": "repmlp_res50_224"}
+            config |= {name: given.pop(name) for name in ("img_size", "kernels")}
+            given = {name: value for name, value in given.items() if name not in ("num_classes", "inference_mode")}
+            return Checkpoint(from_weights(tensors), {**config, "arguments": given}, metadata)
         converted = convert(tensors)
         config, num_classes, inference_mode = config_of(converted)
         model = build_model(config, num_classes, inference_mode)

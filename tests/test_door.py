@@ -112,6 +112,9 @@ def test_any_nesting_and_prefix(tmp_path):
                 named = {prefix + name: tensor for name, tensor in state.items()}
                 torch.save(named if nest is None else {nest: named, "epoch": 3, "pytorch-lightning_version": "2"}, path)
                 assert torch.equal(load(path)(x), expected), (prefix, nest)
+        opened = open_checkpoint(path)
+        save(tmp_path / "again.safetensors", opened.model, opened.config)
+        assert torch.equal(load(tmp_path / "again.safetensors")(x), expected)
         if model is net:
             assert load_backbone(backbone, path) == []
             assert torch.equal(backbone.stages[0](backbone.stem(x)), net.stages[0](net.stem(x)))
