@@ -22,7 +22,7 @@ from explorer.collect import choose_layers, default_layer, describe_layer, net_p
 from explorer.page import Page
 from plot_kernels import ROOT, find_checkpoint
 
-from repmlp.models.build import Checkpoint, open_checkpoint
+from repmlp.checkpoints import Checkpoint, open_checkpoint
 
 
 def build(opened: Checkpoint, source: str, wanted: str | None = None) -> Page:

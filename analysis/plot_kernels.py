@@ -25,8 +25,9 @@ from torch import Tensor
 
 from repmlp import InjectedLinear, SetSharingFC
 from repmlp.branches import parse_all
+from repmlp.checkpoints import open_checkpoint
 from repmlp.locality import kernel_map, locality_profile, uniform_profile
-from repmlp.models.build import SPATIAL_LAYERS, open_checkpoint
+from repmlp.models.build import SPATIAL_LAYERS
 from repmlp.runs.record import load_records
 
 Layer = SetSharingFC | InjectedLinear

@@ -51,9 +51,10 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+from repmlp.checkpoints import load_model
 from repmlp.data import build_segmentation_data
 from repmlp.data.segmentation import IGNORED, SegmentationInfo
-from repmlp.models.build import check_num_classes, load_model, merged_copy
+from repmlp.models.build import check_num_classes, merged_copy
 from repmlp.models.repmlpnet import RepMLPNet
 from repmlp.models.upernet import STRIDE, UperNet, distance_to_borders
 from repmlp.runs.key import PATHS

@@ -24,6 +24,7 @@ from timm.utils import reparameterize_model
 from torch import nn
 
 import repmlp  # noqa: F401  (registers the variants)
+from repmlp.compare import compare
 from repmlp.cost import count_macs, count_params, count_params_layers
 from repmlp.runs.record import write_json
 
@@ -59,13 +60,10 @@ def check(name: str, images: int) -> dict[str, Any]:
         "macs_merged": count_macs(merged, size),
     }
     x = torch.randn(images, 3, size, size, generator=generator)
-    expected = model(x)
-    result["merge_error_float32"] = float((merged(x) - expected).norm() / expected.norm())
+    result["merge_error_float32"] = compare(model, merged, [x]).relative
     del merged
     model, x = model.double(), x[:1].double()
-    expected = model(x)
-    model.reparameterize()
-    result["merge_error_float64"] = float((model(x) - expected).norm() / expected.norm())
+    result["merge_error_float64"] = compare(model, reparameterize_model(model), [x]).relative
     return result
 
 

@@ -5,7 +5,7 @@
     python experiments/evaluate.py checkpoint=FILE data=patterns onnx=FOLDER/export/model.onnx out=FILE.json
 
 int8: exported to ONNX, quantised with scales from training images, run in ONNX Runtime; needs `repmlp[export]`.
-Relative paths are anchored at the repository. Nothing is written but the JSON file that `out` names.
+Relative paths are taken from where you stand. Nothing is written but the JSON file that `out` names.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor, nn
 
+from repmlp.checkpoints import open_checkpoint
 from repmlp.data import build_data
 from repmlp.export import (
     Quantised,
@@ -33,10 +34,10 @@ from repmlp.export import (
     to_exported_program,
     to_onnx,
 )
-from repmlp.models.build import check_num_classes, open_checkpoint
+from repmlp.models.build import check_num_classes
 from repmlp.models.upernet import UperNet
 from repmlp.runs.key import PATHS
-from repmlp.runs.launch import device_of, mistakes_in_one_line, run_command
+from repmlp.runs.launch import device_of, mistakes_in_one_line, place, run_command
 from repmlp.runs.provenance import device_name, processor, versions
 from repmlp.runs.record import write_json
 from repmlp.training.merge_check import compare_merged
@@ -55,7 +56,7 @@ def main(config: DictConfig) -> None:
         results = evaluate(config)
         print(table(results))
         if config.out:
-            write_json(Path(config.out).expanduser(), results)
+            write_json(place(config.out), results)
 
 
 def evaluate(config: DictConfig) -> dict[str, Any]:
@@ -69,7 +70,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     if config.threads:
         torch.set_num_threads(config.threads)
     device = device_of(config.device)
-    net, network = open_checkpoint(Path(config.checkpoint).expanduser())
+    net, network, _ = open_checkpoint(place(config.checkpoint))
     if isinstance(net, UperNet):
         raise ValueError(
             f"{config.checkpoint} labels pixels: its record has mIoU before and after merging, and "
@@ -86,7 +87,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
 
     others: dict[str, Callable[[Tensor], Tensor]] = {}
     if config.onnx:  # looked at before anything takes time
-        session = onnx_session(Path(config.onnx).expanduser(), config.threads)
+        session = onnx_session(place(config.onnx), config.threads)
         _check_onnx(session, config.onnx, data.info.num_classes, data.info.img_size)
         others[f"{Path(config.onnx).name}, ONNX Runtime"] = partial(run_onnx, session)
     merged, metrics = compare_merged(net.to(device), data.whole_evaluation(), data.info.num_classes, data.info.parts)

@@ -4,7 +4,7 @@
     python experiments/export.py checkpoint=RepMLPNet-T224.pth form=deployed out=FOLDER threads=1
 
 Writes model.safetensors (for repmlp.load_model), model.pt2 (torch.export.load) and model.onnx, the batch size free,
-none before all agree with the network as trained. Relative paths are anchored at the repository.
+none before all agree with the network as trained. Relative paths are taken from where you stand.
 Needs `pip install 'repmlp[train,analysis,export]'`.
 """
 
@@ -26,10 +26,11 @@ from omegaconf import DictConfig, OmegaConf
 from timm.utils import reparameterize_model
 from torch import Tensor, nn
 
-from repmlp import RepMLPNet, deploy
-from repmlp.export import difference, image_size, onnx_session, run_onnx, to_exported_program, to_onnx
-from repmlp.models.build import load_model, open_checkpoint, save_model
-from repmlp.runs.launch import mistakes_in_one_line, run_command
+from repmlp import deploy
+from repmlp.checkpoints import load_model, open_checkpoint, save_model
+from repmlp.compare import compare, random_batches
+from repmlp.export import image_size, onnx_session, run_onnx, to_exported_program, to_onnx
+from repmlp.runs.launch import mistakes_in_one_line, place, run_command
 
 WEIGHTS, PROGRAM, ONNX = "model.safetensors", "model.pt2", "model.onnx"
 TOLERANCE = 1e-4  # relative difference of float32 outputs; about 1e-6 is usual
@@ -46,22 +47,20 @@ def export(config: Mapping[str, Any]) -> str:
     _check(config)
     if config["threads"]:
         torch.set_num_threads(config["threads"])
-    source = Path(config["checkpoint"]).expanduser()
-    model, network = open_checkpoint(source)
+    source = place(config["checkpoint"])
+    model, network, _ = open_checkpoint(source)
     size = image_size(model, network) if config["img_size"] is None else config["img_size"]
     height, width = (size, size) if isinstance(size, int) else size
     channels = getattr(model, "in_chans", 3)
     merged = reparameterize_model(model)
-    out = Path(config["out"]).expanduser() if config["out"] else source.parent / "export"
+    out = place(config["out"]) if config["out"] else source.parent / "export"
     if (out / WEIGHTS).resolve() == source.resolve():
         raise ValueError(f"out={out} holds the checkpoint itself as {WEIGHTS}: choose another folder")
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix=".partial-") as folder:
         files = {name: Path(folder) / name for name in (WEIGHTS, PROGRAM, ONNX)}
         save_model(files[WEIGHTS], merged, network)
-        if config["form"] == "deployed" and not isinstance(model, RepMLPNet):
-            raise ValueError(f"form=deployed: {type(model).__name__} has no such form; use merged")
-        traced = deploy(model) if config["form"] == "deployed" else model
+        traced = _deployed(model) if config["form"] == "deployed" else model
         program = to_exported_program(traced, (height, width), channels)
         torch.export.save(program, files[PROGRAM])
         to_onnx(program, files[ONNX])
@@ -81,7 +80,7 @@ def export(config: Mapping[str, Any]) -> str:
         milliseconds = latency([run for run, _ in networks.values()], shape, config["rounds"])
         rows = []
         for (label, (run, path)), ms in zip(networks.items(), milliseconds, strict=True):
-            apart = difference(model, run, shape, config["batch_sizes"])
+            apart = compare(model, run, random_batches(shape, config["batch_sizes"]))
             if not apart.relative <= TOLERANCE:  # NaN too
                 raise ValueError(
                     f"{path.name} differs from the network by {apart.relative:.1e} (relative): not written"
@@ -106,6 +105,14 @@ def export(config: Mapping[str, Any]) -> str:
         f"{batches}. ms: batch 1, median of {config['rounds']} interleaved rounds, CPU, {torch.get_num_threads()} "
         f"thread(s), {versions}.\n{note}Written to {out}: {', '.join(files)}."
     )
+
+
+def _deployed(model: nn.Module) -> nn.Module:
+    """Return the form without batch norms; ValueError where a network has none."""
+    try:
+        return deploy(model)
+    except TypeError as error:
+        raise ValueError(f"form=deployed: {type(model).__name__} has no such form; use merged") from error
 
 
 def _reload(files: dict[str, Path]) -> tuple[dict[str, tuple[nn.Module, Path]], str]:

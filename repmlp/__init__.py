@@ -5,12 +5,13 @@ from typing import Any
 
 import repmlp.models.face
 import repmlp.models.mixers  # noqa: F401  (both register their networks with timm)
+from repmlp.checkpoints import load, load_model, load_older, save, save_model
 from repmlp.deployment import DeployedRepMLPNet, deploy
 from repmlp.folding import fold_batch_norms
 from repmlp.injection import InjectedLinear, inject_locality, merge_locality
 from repmlp.layers import GlobalPerceptron, LocalPerceptron, RepMLPBlock, SetSharingFC
-from repmlp.models.build import build_model, load_model, save_model
-from repmlp.models.repmlp_resnet import RepMLPResNet, insert, load_older, load_older_backbone, resize_partitions
+from repmlp.models.build import build_model
+from repmlp.models.repmlp_resnet import RepMLPResNet, insert, load_older_backbone, resize_partitions
 from repmlp.models.repmlpnet import RepMLPNet
 from repmlp.reparam import BatchNormStats, Branch, conv_to_fc, fuse_bn, merge_branches
 from repmlp.repmlp_block import RepMLP
@@ -46,6 +47,7 @@ __all__ = [
     "fuse_bn",
     "inject_locality",
     "insert",
+    "load",
     "load_model",
     "load_older",
     "load_older_backbone",
@@ -53,5 +55,6 @@ __all__ = [
     "merge_locality",
     "resize",
     "resize_partitions",
+    "save",
     "save_model",
 ]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from repmlp.models.build import open_checkpoint
+from repmlp.checkpoints import open_checkpoint
 from repmlp.models.repmlpnet import RepMLPNet
 from repmlp.resizing import resize
 

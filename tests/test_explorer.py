@@ -20,9 +20,9 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageColor
 
 from repmlp import InjectedLinear, SetSharingFC
-from repmlp.checkpoints import to_official
+from repmlp.checkpoints import Checkpoint, save_model, to_official
 from repmlp.locality import kernel_map, locality_profile, network_profiles
-from repmlp.models.build import Checkpoint, build_model, save_model
+from repmlp.models.build import build_model
 from repmlp.repmlp_block import PartitionPerceptron
 
 sys.path.insert(0, str(ROOT / "analysis"))

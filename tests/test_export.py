@@ -4,6 +4,8 @@ import builtins
 import copy
 import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -15,8 +17,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from repmlp import RepMLPNet, deploy, load_model, save_model
-from repmlp.checkpoints import to_official
+from repmlp import RepMLPNet, build_model, deploy, load_model, save_model
+from repmlp.checkpoints import open_checkpoint, to_official
 from repmlp.cost import count_macs
 from repmlp.data import build_data
 from repmlp.export import (
@@ -29,7 +31,6 @@ from repmlp.export import (
     to_exported_program,
     to_onnx,
 )
-from repmlp.models.build import open_checkpoint
 from repmlp.models.mixers import build_resmlp
 from repmlp.runs.key import run_key
 from repmlp.runs.run import execute
@@ -208,10 +209,10 @@ def test_image_sizes():
 
 
 def test_checkpoints_of_both_kinds_are_opened(trained, net, tmp_path):
-    model, config = open_checkpoint(trained)
+    model, config, _ = open_checkpoint(trained)
     assert config["name"] == "repmlpnet_tiny" and model.num_classes == 100
     torch.save(to_official(net.state_dict()), tmp_path / "official.pth")
-    model, config = open_checkpoint(tmp_path / "official.pth")
+    model, config, _ = open_checkpoint(tmp_path / "official.pth")
     assert config["channels"] == [16, 32] and difference(net, model, (3, 32, 32)).relative == 0
     save_model(tmp_path / "again.safetensors", model, config)
     assert difference(model, load_model(tmp_path / "again.safetensors")[0], (3, 32, 32)).relative == 0
@@ -274,6 +275,38 @@ def test_deployed_form_is_exported(trained, tmp_path):
     assert not any(node.op_type == "BatchNormalization" for node in graph.node)
     session = onnx_session(tmp_path / "model.onnx")
     assert_same(load_model(trained)[0], lambda images: run_onnx(session, images))
+
+
+def test_file_names_with_any_marks_where_the_user_stands(trained, tmp_path):
+    """Hydra reads = in a value as its grammar, and the command works in the repository's folder."""
+    from repmlp.runs.launch import place, quote_file_names
+
+    given = ["checkpoint=/x/epoch=3-step=10.safetensors", "checkpoint=a(1),b.pth", "checkpoint='c=d'", "rounds=[1,2]"]
+    assert quote_file_names(given) == [
+        "checkpoint='/x/epoch=3-step=10.safetensors'",
+        "checkpoint='a(1),b.pth'",
+        "checkpoint='c=d'",
+        "rounds=[1,2]",
+    ]
+    assert place("/a/b") == Path("/a/b")
+    (tmp_path / "epoch=3-step=10.safetensors").write_bytes(trained.read_bytes())
+    start = [sys.executable, str(ROOT / "experiments/export.py")]
+    found, absent = (
+        subprocess.run([*start, f"checkpoint={name}", "rounds=1"], cwd=tmp_path, capture_output=True, text=True)
+        for name in ("epoch=3-step=10.safetensors", "no=where.pth")
+    )
+    assert found.returncode == 0 and (tmp_path / "export/model.onnx").is_file(), found.stderr
+    assert absent.stderr == f"error: no checkpoint at {tmp_path}/no=where.pth\n"
+
+
+def test_an_older_net_is_exported_without_batch_norms(tmp_path):
+    config = {"arch": "timm", "variant": "repmlp_res50_224", "img_size": 64, "kernels": [1, 3]}
+    config["arguments"] = {"layers": [2, 2, 2, 2], "channels": [8, 16, 32, 64], "partition": 4, "groups": 4}
+    save_model(tmp_path / "older.safetensors", randomise_norms(build_model(config, 5)).eval(), config)
+    arguments = [f"checkpoint={tmp_path}/older.safetensors", "rounds=1", f"out={tmp_path}/out", "form=deployed"]
+    assert "model.onnx" in script("export").export(OmegaConf.to_container(settings("export", *arguments)))
+    graph = onnx.load(tmp_path / "out/model.onnx").graph
+    assert not any(node.op_type == "BatchNormalization" for node in graph.node)
 
 
 def test_evaluate_command(exported, trained, tmp_path):

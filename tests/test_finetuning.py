@@ -7,8 +7,9 @@ import pytest
 import torch
 from conftest import compose_config, tiny_config
 
+from repmlp.checkpoints import load_model, save_model
 from repmlp.finetuning import classifier_of, start_from
-from repmlp.models.build import build_model, load_model, save_model
+from repmlp.models.build import build_model
 from repmlp.resizing import resize
 from repmlp.runs.record import record_path
 from repmlp.runs.run import execute

@@ -8,9 +8,10 @@ import torch
 from conftest import randomise_norms, tiny_config
 from torch import nn
 
+from repmlp.checkpoints import load_model
 from repmlp.injection import InjectedLinear
 from repmlp.layers import SetSharingFC
-from repmlp.models.build import build_model, load_model
+from repmlp.models.build import build_model
 from repmlp.runs import run as runs
 from repmlp.runs.record import record_path
 from repmlp.runs.run import execute

@@ -19,8 +19,8 @@ from hydra.errors import HydraException
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from repmlp.checkpoints import load_model
 from repmlp.locality import locality_index
-from repmlp.models.build import load_model
 from repmlp.runs import run as rows
 from repmlp.runs.key import run_key
 from repmlp.runs.launch import message_of

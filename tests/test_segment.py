@@ -11,9 +11,8 @@ from hydra.errors import HydraException
 from PIL import Image
 from safetensors.torch import save_file
 
-from repmlp.checkpoints import read
-from repmlp.models.build import build_model, load_model, save_model
-from repmlp.models.upernet import start_backbone
+from repmlp.checkpoints import load_model, read, save_model, start_backbone
+from repmlp.models.build import build_model
 from repmlp.runs import run as rows
 from repmlp.runs.key import run_key
 from repmlp.runs.launch import message_of

@@ -10,9 +10,10 @@ from conftest import TINY_UPERNET, randomise_norms
 from torch import nn
 
 import repmlp
+from repmlp.checkpoints import load_model, save_model
 from repmlp.cost import count_macs
 from repmlp.models import upernet as segmentation
-from repmlp.models.build import build_model, load_model, save_model
+from repmlp.models.build import build_model
 from repmlp.models.upernet import distance_to_borders, predict
 from repmlp.training.schedule import poly_with_warmup
 from repmlp.training.segmenter import Segmenter, compare_merged_masks, pixel_metrics, summarise

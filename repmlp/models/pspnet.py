@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repmlp.branches import BranchSpec
-from repmlp.models.build import build_timm
+from repmlp.models.from_timm import build_timm
 
 
 class PyramidPooling(nn.Module):

@@ -14,7 +14,6 @@ import copy
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 
 from repmlp.branches import BranchSpec, values
 from repmlp.folding import fold_batch_norms
+from repmlp.key_names import unwrap
 from repmlp.older_key_names import convert_older
 from repmlp.repmlp_block import RepMLP
 
@@ -359,44 +359,35 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dic
     """
     weights, own = _in_our_names(state_dict), model.state_dict()
     if "conv1.bias" in weights and "conv1.bias" not in own:
-        raise ValueError("these weights have no batch norms: read them with repmlp.load_older, which builds such a net")
+        raise ValueError("these weights have no batch norms: read them with repmlp.load, which builds such a net")
     merged = [any(name.endswith(".partition_perceptron.bias") for name in names) for names in (weights, own)]
     if merged == [True, False]:
         raise ValueError("these weights are merged and the model is not: create it with inference_mode=True")
     return weights
 
 
-def load_older(source: Path | str | Mapping[str, Any]) -> ResNet:
-    """Build the network whose weights an older released file holds, in evaluation mode.
+def from_weights(state_dict: Mapping[str, Any]) -> ResNet:
+    """Build the network that weights of the older code, or ours, are of, in evaluation mode, and load them.
 
     Paper: RepMLP Section 4.2. Read off the names and shapes: blocks, stages, kind of block, r, g, partitions, branches,
     classes, and whether the file is written while training or converted (then the network has no batch norms).
-
-    source: a file (.pth, read safely, or .safetensors), or a state dict; of the older code or ours.
     Maps and partitions are taken to be square, because weights hold h*w alone.
-    Raises FileNotFoundError, or ValueError where the file is damaged, or no network of this kind.
+    Raises ValueError where they are of no network of this kind.
     """
-    from repmlp.checkpoints import read  # which knows this package's networks
-
-    given = isinstance(source, Mapping)
-    state_dict = source if given else read(source)
-    try:
-        weights = _in_our_names(state_dict)
-        with torch.device("meta"):
-            model = RepMLPResNet(**arguments_of(weights))
-        if "conv1.bias" in weights:
-            model = fold_batch_norms(model.eval())
-        expected = model.state_dict()
-        for name in dict.fromkeys([*expected, *weights]):
-            if name not in weights and name.endswith("num_batches_tracked"):
-                weights[name] = torch.zeros((), dtype=torch.long)
-            elif name not in weights or name not in expected:
-                raise ValueError(f"{name} is {'missing' if name not in weights else 'unexpected'}")
-            elif weights[name].shape != expected[name].shape:
-                found, needed = tuple(weights[name].shape), tuple(expected[name].shape)
-                raise ValueError(f"{name} is {found}, the other weights need {needed}")
-    except ValueError as error:
-        raise ValueError(str(error) if given else f"{source}: {error}") from error
+    weights = _in_our_names(state_dict)
+    with torch.device("meta"):
+        model = RepMLPResNet(**arguments_of(weights))
+    if "conv1.bias" in weights:
+        model = fold_batch_norms(model.eval())
+    expected = model.state_dict()
+    for name in dict.fromkeys([*expected, *weights]):
+        if name not in weights and name.endswith("num_batches_tracked"):
+            weights[name] = torch.zeros((), dtype=torch.long)
+        elif name not in weights or name not in expected:
+            raise ValueError(f"{name} is {'missing' if name not in weights else 'unexpected'}")
+        elif weights[name].shape != expected[name].shape:
+            found, needed = tuple(weights[name].shape), tuple(expected[name].shape)
+            raise ValueError(f"{name} is {found}, the other weights need {needed}")
     model.to_empty(device="cpu").load_state_dict(weights)
     return model.eval()
 
@@ -511,12 +502,7 @@ def arguments_of(weights: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def _in_our_names(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
     """Take a state dict out of the dictionaries and prefixes that training scripts put round it, and rename it."""
-    while isinstance(nested := state_dict.get("state_dict", state_dict.get("model")), Mapping):
-        state_dict = nested
-    tensors = {str(key): value for key, value in state_dict.items() if isinstance(value, Tensor)}
-    if tensors and all(key.startswith("module.") for key in tensors):
-        tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
-    return convert_older(tensors)
+    return convert_older(unwrap(state_dict))
 
 
 def _cfg(img_size: int) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from repmlp.branches import BranchSpec
+from repmlp.key_names import convert
 from repmlp.layers import RepMLPBlock
 from repmlp.tracing import channels_last, readable
 
@@ -364,9 +365,7 @@ def _statistics_untouched(module: nn.Module) -> Iterator[None]:
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Bring weights of any format that `checkpoints.convert` knows into ours; timm calls it with pretrained=True."""
-    from repmlp.checkpoints import convert  # which builds this file's networks to know their shapes
-
+    """Bring weights of any format that `key_names.convert` knows into ours; timm calls it with pretrained=True."""
     weights = convert(state_dict)
     merged = {
         key: any(name.endswith(".channel_perceptron.bias") for name in names)

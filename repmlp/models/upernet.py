@@ -8,7 +8,6 @@ returns logits (N, K, H, W); `predict` takes images of any size.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -16,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from repmlp import checkpoints
 from repmlp.branches import BranchSpec, values
 from repmlp.models.repmlpnet import RepMLPNet
 
@@ -120,32 +118,6 @@ def build_upernet(
         needs = "" if ours else "; UperNet needs a network with maps of strides 4, 8, 16 and 32"
         raise ValueError(f"encoder={encoder}: {error}{needs}") from error
     return UperNet(upernet, num_classes, auxiliary_channels)
-
-
-def start_backbone(net: UperNet, path: Path | str) -> list[str]:
-    """Load a classifier's weights into the backbone, in place; returns the names of the modules that stay fresh.
-
-    Paper: RepMLPNet Section 5.3. path: for a RepMLPNet a file of any format that `repmlp.checkpoints` reads, else a
-    state dict by timm's names; its classifier is ignored.
-    Raises FileNotFoundError; ValueError where the file is damaged, or of another network.
-    """
-    tensors = checkpoints.read(path)
-    try:
-        if isinstance(net.backbone, RepMLPNet):
-            return checkpoints.load_backbone(net.backbone, tensors)
-        own = net.backbone.state_dict()
-        for name, tensor in own.items():
-            # timm's wrapper of some networks writes the first dot of a name as _
-            there = name if name in tensors else name.replace("_", ".", 1)
-            if there not in tensors:
-                raise ValueError(f"{name} is missing: expected the weights of timm's {net.upernet.encoder.name}")
-            if tensors[there].shape != tensor.shape:
-                raise ValueError(f"{there} is {tuple(tensors[there].shape)} there and {tuple(tensor.shape)} here")
-            own[name] = tensors[there]
-        net.backbone.load_state_dict(own)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    return []
 
 
 def predict(net: nn.Module, images: Tensor, window: Sequence[int] | None = None) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -148,6 +149,22 @@ def message_of(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
+def place(path: str | Path) -> Path:
+    """Return the absolute place of a path, a relative one taken from the folder that the user stands in."""
+    return (Path(os.environ.get("REPMLP_CWD", "")) / Path(path).expanduser()).absolute()
+
+
+def quote_file_names(arguments: list[str], names: tuple[str, ...] = ("checkpoint", "onnx", "out")) -> list[str]:
+    """Quote the values of settings that name a file, where Hydra would read = or other marks in one as its grammar."""
+    quoted = []
+    for text in arguments:
+        name, equals, value = text.partition("=")
+        if equals and name in names and re.search(r"[=,{}()\[\]:]", value) and value[:1] not in "'\"":
+            value = "'" + value.replace("'", "\\'") + "'"
+        quoted.append(f"{name}{equals}{value}")
+    return quoted
+
+
 def run_command(main: Callable[[], None], repository: Path) -> None:
     """Run a Hydra main with the repository as its folder; Hydra's errors come out as one line.
 
@@ -156,6 +173,7 @@ def run_command(main: Callable[[], None], repository: Path) -> None:
     os.environ.setdefault("REPMLP_CWD", os.getcwd())  # noqa: PTH109  (a worker process inherits it)
     os.chdir(repository)
     os.environ.setdefault("REPMLP_LAUNCH", f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{os.getpid()}")
+    sys.argv[1:] = quote_file_names(sys.argv[1:])
     refuse_additions(sys.argv[1:], repository / "experiments/conf")
     wanted_traceback = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come out as they are raised, and are told below

@@ -29,9 +29,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from repmlp import branches
+from repmlp.checkpoints import check_state_dict, save_model
 from repmlp.cost import count_macs, count_params, count_params_paper
 from repmlp.locality import network_profiles
-from repmlp.models.build import check_state_dict, save_model
 from repmlp.runs.key import PATHS, branch_label, run_key
 from repmlp.runs.lock import run_lock
 from repmlp.runs.provenance import device_name, git_state, processor, versions

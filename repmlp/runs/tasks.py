@@ -11,10 +11,11 @@ from typing import Any
 
 from torch import nn
 
+from repmlp.checkpoints import start_backbone
 from repmlp.data import DATASETS, SEGMENTATION, build_data, build_segmentation_data
 from repmlp.finetuning import start_from
 from repmlp.models.build import ARCHITECTURES, build_model
-from repmlp.models.upernet import STRIDE, start_backbone
+from repmlp.models.upernet import STRIDE
 from repmlp.runs.settings import BadSetting, Run, unknown
 from repmlp.training.base import RecipeModule
 from repmlp.training.classifier import Classifier

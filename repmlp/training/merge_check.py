@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from repmlp.compare import Comparer
 from repmlp.models.build import merged_copy
 from repmlp.training.classifier import PartAccuracy, accuracy_metrics
 
@@ -33,21 +34,18 @@ def compare_merged(
         (accuracy_metrics(num_classes, sync_on_compute=False).to(device), PartAccuracy(parts or {}, False).to(device))
         for _ in (net, merged)
     ]
-    difference = total = torch.zeros((), dtype=torch.float64)
-    disagreements = 0
+    comparer = Comparer()
     for images, labels in loader:
         images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
         logits = [model(images).float() for model in (net, merged)]
         for (metrics, answers), output in zip(both, logits, strict=True):
             metrics.update(output, labels)
             answers.update(output, labels)
-        difference = difference + (logits[1].double() - logits[0].double()).square().sum().cpu()
-        total = total + logits[0].double().square().sum().cpu()
-        disagreements += int((logits[0].argmax(1) != logits[1].argmax(1)).sum())
+        comparer.update(*logits)
     result: dict[str, float] = {}
     for suffix, (metrics, answers) in zip(("", "_merged"), both, strict=True):
         values = {**metrics.compute(), **answers.compute()}
         result |= {f"{name}{suffix}_pct": 100 * float(value) for name, value in values.items()}
-    result["merge_error"] = float((difference / total).sqrt())
-    result["merge_disagreements"] = disagreements
+    apart = comparer.result()
+    result |= {"merge_error": apart.relative, "merge_disagreements": apart.changed}
     return merged, result
