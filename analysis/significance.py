@@ -1,7 +1,7 @@
 """What a study's runs allow to say of the contrasts that its sweep named before them.
 
 Primary: the outcome on cell and seed (order and augmentation are those of the seed), two-way without interaction,
-residual degrees of freedom (k-1)(n-1), Holm's correction over all contrasts of the study. Beside it Student's t of each
+residual degrees of freedom (k-1)(n-1) where all k cells have all n seeds, Holm's correction over all contrasts of the study. Beside it Student's t of each
 contrast paired by seed, n-1 degrees of freedom. That two cells are equivalent is shown by two one-sided tests with a
 margin that the sweep names. Below three seeds nothing is decided.
 """
@@ -39,9 +39,11 @@ class Pair:
 
 @dataclass
 class Finding:
-    """What the data say of one pair. Differences in points; intervals of 95 %; NaN where n is 1.
+    """What the data say of one pair. Differences in points; intervals of 95 %.
 
-    two_way and paired: (low, high). p: of the claim, by the two-way analysis, corrected by Holm. paired_p: uncorrected.
+    difference: mean over the n seeds that both cells have; the two-way estimate, where cells lack seeds, uses the others
+    too. two_way and paired: (low, high), 90 % where the claim is equality. Nothing but the difference below three seeds.
+    p: of the claim, by the two-way analysis, corrected by Holm. paired_p: uncorrected.
     """
 
     pair: Pair
@@ -106,8 +108,7 @@ def _where(table: pd.DataFrame, cell: str, others: Sequence[str]) -> str:
 def analyse(records: pd.DataFrame, pairs: Sequence[Pair], outcome: str = "top1_pct") -> list[Finding]:
     """Finding contrasts of one study. records: of its runs; outcome: the column that is compared, in percent.
 
-    Cells that contrasts connect are one analysis, over the seeds that all of them have and that one processor did for
-    all of them.
+    Cells that contrasts connect are one analysis, over the seeds that one processor did for all of them.
     """
     keys = pd.Series([cell_key(config) for config in records["config"]], records.index)
     processors = [json.dumps(p, sort_keys=True) if isinstance(p, dict) else "" for p in _column(records, "processor")]
@@ -115,10 +116,10 @@ def analyse(records: pd.DataFrame, pairs: Sequence[Pair], outcome: str = "top1_p
         {"cell": keys, "seed": records["seed"].astype(int), "y": records[outcome].astype(float), "on": processors}
     ).drop_duplicates(["cell", "seed"])
     tests = [test for block in _blocks(pairs) for test in _block_tests(data, block)]
-    known = [test for test in tests if not np.isnan(test.p)]
-    if known:
-        for test, p in zip(known, multipletests([t.p for t in known], method="holm")[1], strict=True):
-            test.p = float(p)
+    # all contrasts count, those that cannot be decided yet too: a verdict does not move because another run arrives
+    raw = [1.0 if np.isnan(test.p) else test.p for test in tests]
+    for test, p in zip(tests, multipletests(raw, method="holm")[1] if tests else (), strict=True):
+        test.p = float("nan") if np.isnan(test.p) else float(p)
     order = {id(pair): number for number, pair in enumerate(pairs)}
     return sorted(tests, key=lambda test: order[id(test.pair)])
 
@@ -146,42 +147,43 @@ def _block_tests(data: pd.DataFrame, pairs: Sequence[Pair]) -> list[Finding]:
     """Analyse the cells of some pairs together; p is not corrected yet."""
     cells = sorted({cell for pair in pairs for cell in (pair.minus, pair.plus)})
     of_block = data[data["cell"].isin(cells)]
-    complete = of_block.groupby("seed").agg(cells=("cell", "nunique"), on=("on", "nunique"))
-    seeds = complete.index[(complete["cells"] == len(cells)) & (complete["on"] == 1)]
+    by_seed = of_block.groupby("seed").agg(cells=("cell", "nunique"), on=("on", "nunique"))
+    # a seed of one cell says nothing of differences
+    seeds = by_seed.index[(by_seed["cells"] > 1) & (by_seed["on"] == 1)]
     left_out = tuple(sorted(set(of_block["seed"]) - set(seeds)))
     used = of_block[of_block["seed"].isin(seeds)]
-    wide = used.pivot(index="seed", columns="cell", values="y")
-    n, freedom = len(seeds), (len(cells) - 1) * (len(seeds) - 1)
-    fit = smf.ols("y ~ 0 + C(cell) + C(seed)", used).fit() if n > 1 else None
-    tests = []
+    wide = used.pivot(index="seed", columns="cell", values="y").reindex(columns=cells)
+    fit = smf.ols("y ~ 0 + C(cell) + C(seed)", used).fit() if len(seeds) >= FEWEST else None
+    findings = []
     for pair in pairs:
+        both = wide[[pair.minus, pair.plus]].dropna()
+        difference, n = both[pair.plus] - both[pair.minus], len(both)
         nothing = (float("nan"), float("nan"))
-        if n == 0:
-            tests.append(Finding(pair, 0, left_out, float("nan"), 0, nothing, float("nan"), nothing, float("nan")))
-            continue
-        difference = wide[pair.plus] - wide[pair.minus]
-        test = Finding(
-            pair, n, left_out, float(difference.mean()), freedom, nothing, float("nan"), nothing, float("nan")
-        )
-        if fit is not None:
-            result = fit.t_test(f"C(cell)[{pair.plus}] = C(cell)[{pair.minus}]")
-            test.two_way = tuple(map(float, result.conf_int(LEVEL)[0]))
+        found = Finding(pair, n, left_out, float(difference.mean()), 0, nothing, float("nan"), nothing, float("nan"))
+        if fit is not None and n >= FEWEST:
             margin = pair.contrast.equivalent_within
-            paired = stats.ttest_rel(wide[pair.plus], wide[pair.minus])
-            test.paired = tuple(map(float, paired.confidence_interval(1 - LEVEL)))
+            # two one-sided tests at 5 % say "equivalent" where the interval of 90 % lies within the margin
+            beyond = LEVEL if margin is None else 2 * LEVEL
+            result = fit.t_test(f"C(cell)[{pair.plus}] = C(cell)[{pair.minus}]")
+            paired = stats.ttest_rel(both[pair.plus], both[pair.minus])
+            found.freedom = int(fit.df_resid)
+            found.two_way = tuple(map(float, result.conf_int(beyond)[0]))
+            found.paired = tuple(map(float, paired.confidence_interval(1 - beyond)))
             if margin is None:
-                test.p, test.paired_p = float(result.pvalue), float(paired.pvalue)
+                found.p, found.paired_p = float(result.pvalue), float(paired.pvalue)
             else:
-                error = float(np.squeeze(result.sd))
-                test.p = _equivalent(test.difference, error, fit.df_resid, margin)
-                test.paired_p = _equivalent(test.difference, float(difference.std() / n**0.5), n - 1, margin)
-        tests.append(test)
-    return tests
+                estimate, error = float(np.squeeze(result.effect)), float(np.squeeze(result.sd))
+                found.p = _equivalent(estimate, error, fit.df_resid, margin)
+                found.paired_p = _equivalent(found.difference, float(difference.std() / n**0.5), n - 1, margin)
+        findings.append(found)
+    return findings
 
 
 def _equivalent(difference: float, error: float, freedom: float, margin: float) -> float:
     """Return p of two one-sided tests that a difference lies within +-margin: the larger of the two."""
-    return float(stats.t.sf((margin - abs(difference)) / error, freedom)) if error else float("nan")
+    if not error:
+        return 0.0 if abs(difference) < margin else 1.0
+    return float(stats.t.sf((margin - abs(difference)) / error, freedom))
 
 
 def contrasts_table(tests: Sequence[Finding]) -> pd.DataFrame:
@@ -197,11 +199,11 @@ def contrasts_table(tests: Sequence[Finding]) -> pd.DataFrame:
                 "claim": "differ" if margin is None else f"equal within {margin:g}",
                 "n": test.n,
                 "difference": "" if np.isnan(test.difference) else f"{test.difference:+.2f}",
-                "95 % interval": _interval(test.two_way),
+                "interval": _interval(test.two_way),
                 "df": test.freedom,
                 "p (Holm)": _p(test.p),
                 "verdict": test.verdict,
-                "paired 95 % interval": _interval(test.paired),
+                "paired interval": _interval(test.paired),
                 "paired p": _p(test.paired_p),
             }
         )
@@ -220,12 +222,11 @@ def _p(p: float) -> str:
 def contrasts_note(tests: Sequence[Finding]) -> str:
     """Say how the tests were made, and which seeds they could not use."""
     left_out = sorted({seed for test in tests for seed in test.left_out})
-    more = (
-        f" Seeds {', '.join(map(str, left_out))} are left out where not all cells have them, or not on one processor."
-    )
+    more = f" Seeds {', '.join(map(str, left_out))} are left out: one cell alone has them, or two processors did them."
     return (
         "Top-1 of the last epoch, in points; contrasts named by the sweep. Two-way analysis on cell and seed, Holm's "
-        "correction over the contrasts of the study; beside it each contrast paired by seed (n-1 degrees of freedom, "
-        "p uncorrected). Equality: two one-sided tests. Nothing is decided below three seeds."
+        "correction over all contrasts of the study, of both kinds; intervals of 95 %, of 90 % where the claim is equality; "
+        "beside it each contrast paired by seed (n-1 degrees of freedom, "
+        "p uncorrected). Equality: two one-sided tests. Below three seeds there is a mean and nothing is decided."
         + (more if left_out else "")
     )

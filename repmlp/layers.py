@@ -427,7 +427,6 @@ class RepMLPBlock(nn.Module):
         if share_sets < 1 or channels % share_sets:
             raise ValueError(f"share_sets={share_sets} does not divide channels={channels}")
         self.channel_perceptron = SetSharingFC(size, share_sets, kernels, inference_mode=inference_mode)
-        self.size = self.channel_perceptron.size
         self.global_perceptron = GlobalPerceptron(channels) if global_perceptron else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -437,7 +436,9 @@ class RepMLPBlock(nn.Module):
 
     def _tiled(self, x: Tensor) -> Tensor:
         """Apply the Channel Perceptron to every tile: (N, C, H, W) -> (N, C, H, W)."""
-        return join_tiles(self.channel_perceptron(cut_into_tiles(x, self.size)), (x.shape[2], x.shape[3]))
+        return join_tiles(
+            self.channel_perceptron(cut_into_tiles(x, self.channel_perceptron.size)), (x.shape[2], x.shape[3])
+        )
 
     def reparameterize(self) -> None:
         """Merge the Channel and the Local Perceptron into one FC with bias; see SetSharingFC.reparameterize."""

@@ -34,10 +34,10 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
 def build_model(config: Mapping[str, Any], num_classes: int = 100, inference_mode: bool = False) -> nn.Module:
     """Build the network that `config` describes: {"arch": one of ARCHITECTURES, ...its arguments}.
 
-    "name" is a label and "backbone" says which weights it started from; neither is looked at.
+    "name" is a label, "weights" and "backbone" say what it started from; none of them is looked at.
     Raises ValueError for an unknown architecture or argument.
     """
-    arguments = {key: value for key, value in config.items() if key not in ("name", "arch", "backbone")}
+    arguments = {key: value for key, value in config.items() if key not in ("name", "arch", "weights", "backbone")}
     arch = config.get("arch")
     if arch not in ARCHITECTURES:
         raise ValueError(f"unknown architecture {arch!r}: use one of {', '.join(ARCHITECTURES)}")

@@ -72,7 +72,7 @@ def named_by(sweeps: Iterable[str], folder: Path) -> list[Contrast]:
         content = yaml.safe_load(path.read_text()) or {}
         if content.get("sweep") in wanted:
             # told apart by their words: the values may be lists, which have no hash
-            found |= {str(each): each for each in parse(content.get("contrasts", []))}
+            found |= {(str(each), each.equivalent_within): each for each in parse(content.get("contrasts", []))}
     return list(found.values())
 
 
