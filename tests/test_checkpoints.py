@@ -588,3 +588,12 @@ def test_merged_weights_for_a_train_time_model_are_said():
     with pytest.raises(ValueError, match="merged and the model is not: create it with inference_mode=True"):
         checkpoint_filter_fn(to_official(merged.state_dict()), model)
     assert checkpoint_filter_fn(to_official(model.state_dict()), model).keys() == model.state_dict().keys()
+
+
+def test_timms_checkpoint_path_and_data_config(t224):
+    path, net, state = t224
+    model = timm.create_model("repmlpnet_t224", checkpoint_path=str(path), img_size=32)
+    assert timm.data.resolve_model_data_config(model)["input_size"] == (3, 32, 32)
+    assert difference(model.double(), state, net) < 1e-12
+    with pytest.raises(ValueError, match=r"another image size than \(64, 64\); build that one and repmlp\.resize it"):
+        timm.create_model("repmlpnet_t224", checkpoint_path=str(path), img_size=64)

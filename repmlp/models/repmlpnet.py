@@ -7,7 +7,7 @@ Paper: "RepMLPNet: Hierarchical Vision MLP with Re-parameterized Locality" (CVPR
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,7 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from repmlp.branches import BranchSpec
-from repmlp.key_names import convert
+from repmlp.key_names import convert, is_foreign
 from repmlp.layers import RepMLPBlock
 from repmlp.tracing import channels_last, readable
 
@@ -336,6 +336,26 @@ class RepMLPNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
 
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load weights as torch does, and those in any format that `key_names.convert` knows (timm's checkpoint_path).
+
+        Raises ValueError where they are of another image size.
+        """
+        if is_foreign(state_dict):
+            state_dict = checkpoint_filter_fn(state_dict, self)
+        own = self.state_dict()
+        for name, tensor in state_dict.items():
+            here = own.get(name)
+            # (S, h*w, h*w): the same layer of a network for another image size
+            if here is None or not name.endswith(".channel_perceptron.weight"):
+                continue
+            if tensor.shape[:1] == here.shape[:1] and tensor.shape != here.shape:
+                raise ValueError(
+                    f"{name} is {tuple(tensor.shape)} there and {tuple(here.shape)} here: the weights are of a "
+                    f"network for another image size than {self.img_size}; build that one and repmlp.resize it"
+                )
+        return super().load_state_dict(state_dict, strict, assign)
+
     def reparameterize(self) -> None:
         """Merge every block; see SetSharingFC.reparameterize. Does nothing the second time."""
         for module in self.modules():
@@ -410,7 +430,7 @@ def _create(variant: str, pretrained: bool, variant_kwargs: dict[str, Any], **kw
     """Build a variant: its own arguments, changed by those that the user gives."""
     if kwargs.get("features_only"):
         kwargs.setdefault("out_indices", tuple(range(len(variant_kwargs["blocks"]))))
-    return build_model_with_cfg(
+    model = build_model_with_cfg(
         RepMLPNet,
         variant,
         pretrained,
@@ -418,6 +438,12 @@ def _create(variant: str, pretrained: bool, variant_kwargs: dict[str, Any], **kw
         feature_cfg={"feature_cls": "getter"},
         **{"stem_stride": 4, "num_classes": 1000, **variant_kwargs, **kwargs},
     )
+    if isinstance(model, RepMLPNet):  # what timm.data.resolve_model_data_config tells
+        model.pretrained_cfg = model.default_cfg = {
+            **model.pretrained_cfg,
+            "input_size": (model.in_chans, *model.img_size),
+        }
+    return model
 
 
 @register_model
