@@ -1,9 +1,9 @@
 """What a study's runs allow to say of the contrasts that its sweep named before them.
 
-Primary: the outcome on cell and seed (order and augmentation are those of the seed), two-way without interaction,
-residual degrees of freedom (k-1)(n-1) where all k cells have all n seeds, Holm's correction over all contrasts of the study. Beside it Student's t of each
-contrast paired by seed, n-1 degrees of freedom. That two cells are equivalent is shown by two one-sided tests with a
-margin that the sweep names. Below three seeds nothing is decided.
+Primary: the outcome on cell and seed (order and augmentation are those of the seed), two-way without interaction, with
+(k-1)(n-1) residual degrees of freedom where all k cells have all n seeds, Holm's correction over all contrasts of the
+study. Beside it Student's t of each contrast paired by seed, n-1 degrees of freedom. That two cells are equivalent is
+shown by two one-sided tests with a margin that the sweep names. Below three seeds nothing is decided.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class Pair:
 class Finding:
     """What the data say of one pair. Differences in points; intervals of 95 %.
 
-    difference: mean over the n seeds that both cells have; the two-way estimate, where cells lack seeds, uses the others
-    too. two_way and paired: (low, high), 90 % where the claim is equality. Nothing but the difference below three seeds.
-    p: of the claim, by the two-way analysis, corrected by Holm. paired_p: uncorrected.
+    difference: mean over the n seeds that both cells have (the two-way estimate uses the other cells' seeds too, where
+    cells lack some). two_way and paired: (low, high), 90 % where the claim is equality. Below three seeds nothing but
+    the difference. p: of the claim, by the two-way analysis, corrected by Holm. paired_p: uncorrected.
     """
 
     pair: Pair
@@ -225,8 +225,7 @@ def contrasts_note(tests: Sequence[Finding]) -> str:
     more = f" Seeds {', '.join(map(str, left_out))} are left out: one cell alone has them, or two processors did them."
     return (
         "Top-1 of the last epoch, in points; contrasts named by the sweep. Two-way analysis on cell and seed, Holm's "
-        "correction over all contrasts of the study, of both kinds; intervals of 95 %, of 90 % where the claim is equality; "
-        "beside it each contrast paired by seed (n-1 degrees of freedom, "
-        "p uncorrected). Equality: two one-sided tests. Below three seeds there is a mean and nothing is decided."
-        + (more if left_out else "")
+        "correction over all contrasts of the study, of both kinds; beside it each contrast paired by seed (n-1 degrees "
+        "of freedom, p uncorrected). Equality: two one-sided tests. Intervals of 95 %, of 90 % where the claim is "
+        "equality. Below three seeds there is a mean and nothing is decided." + (more if left_out else "")
     )

@@ -122,7 +122,7 @@ def test_a_seed_that_is_not_whole_or_was_done_on_two_processors_is_left_out():
 def test_a_cell_that_grows_takes_no_other_one_down():
     """Least squares over all runs: cells of five seeds keep them beside one of two, which stays open and counts."""
     values = np.random.default_rng(3).normal(30, 1, (5, 2))
-    whole = {"[]": dict(enumerate(values[:, 0])), "[3]": dict(enumerate(values[:, 1] + 4))}
+    whole = {"[]": dict(enumerate(values[:, 0])), "[3]": dict(enumerate(values[:, 1] + 9))}
     records = study({**whole, "[1,3]": {0: 33.0, 1: 34.0}})
     three, both = analyse(records, pairs_of(records, [NONE, BOTH]))
     assert (three.n, both.n, both.verdict) == (5, 2, "open (n=2)") and three.verdict == "clear"
