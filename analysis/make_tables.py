@@ -62,7 +62,7 @@ PAPER_RECIPE: dict[str, dict[str, Any]] = {
 }
 PAPER_DATA: dict[str, dict[str, Any]] = {
     "cifar100": {"name": "cifar100", "n_train": None, "holdout": 0.0, "pad": 4, "flip": True},
-    "imagenet": {"name": "imagenet", "n_train": None, "holdout": 0.0, "randaugment": 15},
+    "imagenet": {"name": "imagenet", "n_train": None, "holdout": 0.0, "randaugment": 15, "interpolation": "bilinear"},
 }
 PAPER_IMAGES = {"cifar100": (50_000, 10_000), "imagenet": (1_281_167, 50_000)}
 PRECISIONS = {"32-true": "", "bf16-mixed": " in bf16"}  # the paper names none; never averaged with each other

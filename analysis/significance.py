@@ -225,7 +225,7 @@ def contrasts_note(tests: Sequence[Finding]) -> str:
     more = f" Seeds {', '.join(map(str, left_out))} are left out: one cell alone has them, or two processors did them."
     return (
         "Top-1 of the last epoch, in points; contrasts named by the sweep. Two-way analysis on cell and seed, Holm's "
-        "correction over all contrasts of the study, of both kinds; beside it each contrast paired by seed (n-1 degrees "
-        "of freedom, p uncorrected). Equality: two one-sided tests. Intervals of 95 %, of 90 % where the claim is "
-        "equality. Below three seeds there is a mean and nothing is decided." + (more if left_out else "")
+        "correction over all contrasts of the study, of both kinds; beside it each contrast paired by seed (n-1 "
+        "degrees of freedom, p uncorrected). Equality: two one-sided tests. Intervals of 95 %, of 90 % where the claim "
+        "is equality. Below three seeds there is a mean and nothing is decided." + (more if left_out else "")
     )

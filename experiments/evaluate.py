@@ -11,8 +11,9 @@ Relative paths are taken from where you stand. Nothing is written but the JSON f
 from __future__ import annotations
 
 import copy
+import json
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,7 +71,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     if config.threads:
         torch.set_num_threads(config.threads)
     device = device_of(config.device)
-    net, network, _ = open_checkpoint(place(config.checkpoint))
+    net, network, metadata = open_checkpoint(place(config.checkpoint))
     if isinstance(net, UperNet):
         raise ValueError(
             f"{config.checkpoint} labels pixels: its record has mIoU before and after merging, and "
@@ -80,8 +81,10 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
         height, width = image_size(net, network)
         config.model.img_size = height if height == width else None
     settings = OmegaConf.to_container(config.data, resolve=True)
+    check_data(config.checkpoint, metadata, settings["name"])
     data = build_data(settings, batch_size=1, seed=0)  # of training, which there is none of
     data.prepare_data()
+    check_classes(config.checkpoint, metadata, data.info.class_names)
     check_num_classes(config.checkpoint, net, settings["name"], data.info.num_classes)
     data.setup()
 
@@ -118,6 +121,25 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "versions": versions(packages),
     }
+
+
+def check_data(checkpoint: str, metadata: Mapping[str, str], name: str) -> None:
+    """Raise ValueError where a checkpoint says that it was trained on another data set than `name`."""
+    trained = json.loads(metadata.get("data", "{}")).get("name", name)
+    if trained != name:
+        raise ValueError(
+            f"{checkpoint} was trained on data={trained}, and would be measured on {name}: say data={trained}"
+        )
+
+
+def check_classes(checkpoint: str, metadata: Mapping[str, str], names: Sequence[str]) -> None:
+    """Raise ValueError where a checkpoint's classes have other names than those of the images."""
+    trained = json.loads(metadata.get("classes", "[]"))
+    if trained and names and list(names) != trained:
+        first, other = next(
+            ((a, b) for a, b in zip(trained, names, strict=False) if a != b), (len(trained), len(names))
+        )
+        raise ValueError(f"{checkpoint} was trained on other classes: {first!r} there, {other!r} in the images")
 
 
 @torch.no_grad()

@@ -26,7 +26,7 @@ SEGMENTATION: dict[str, type[SegmentationData]] = {"camvid": CamVidData, "citysc
 def build_data(config: Mapping[str, Any], batch_size: int, seed: int) -> ImageData:
     """Build the data set that `config` describes: {"name": one of DATASETS, ...constructor arguments}.
 
-    "label" says what records call it, and is not looked at.
+    "label" says what records call it and "fingerprint" which images a folder holds; neither is looked at.
 
     Raises ValueError for an unknown name or argument.
     """
@@ -39,7 +39,7 @@ def build_segmentation_data(config: Mapping[str, Any], batch_size: int, seed: in
 
 
 def _build(registry: Mapping[str, type], config: Mapping[str, Any], batch_size: int, seed: int) -> Any:
-    arguments = {key: value for key, value in config.items() if key not in ("name", "label")}
+    arguments = {key: value for key, value in config.items() if key not in ("name", "label", "fingerprint")}
     name = config.get("name")
     if name not in registry:
         raise ValueError(f"unknown data set {name!r}: use one of {', '.join(registry)}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,7 +27,9 @@ class ImageFolderData(DecodedData):
     Paper: RepMLPNet Section 5.1; see train_transform and eval_transform.
 
     root: folder of train/ and val/. img_size: side of the images in pixels. randaugment: magnitude out of 30, None for
-    none. n_train, n_eval: of each class its share. holdout: of each class, instead of val/. The rest: see DecodedData.
+    none. interpolation: of resizing in evaluation, "bilinear" (the released script's) or "bicubic". n_train, n_eval: of
+    each class its share. holdout: of each class, instead of val/. The rest: see DecodedData. Hidden folders are no
+    classes.
     Raises FileNotFoundError where a folder is absent or holds no images; ValueError where train/ and val/ differ in
     their classes.
     """
@@ -39,6 +43,7 @@ class ImageFolderData(DecodedData):
         seed: int = 0,
         eval_batch_size: int = 250,
         randaugment: int | None = None,
+        interpolation: str = "bicubic",
         workers: int = 8,
         n_train: int | None = None,
         n_eval: int | None = None,
@@ -56,7 +61,7 @@ class ImageFolderData(DecodedData):
             holdout=holdout,
         )
         self.root = Path(root).expanduser()
-        self.img_size, self.randaugment = img_size, randaugment
+        self.img_size, self.randaugment, self.interpolation = img_size, randaugment, check_interpolation(interpolation)
         self._info: DataInfo | None = None
 
     @property
@@ -79,7 +84,9 @@ class ImageFolderData(DecodedData):
                 )
             if len(classes) < 2:
                 raise ValueError(f"{self.root / 'train'} has one class only, {classes[0]!r}: nothing can be learnt")
-            self._info = DataInfo(len(classes), self.img_size, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+            self._info = DataInfo(
+                len(classes), self.img_size, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, class_names=tuple(classes)
+            )
 
     def setup(self, stage: str | None = None) -> None:
         labels, eval_labels = (torch.tensor(folder.targets) for folder in (self.train_folder, self.eval_folder))
@@ -93,13 +100,13 @@ class ImageFolderData(DecodedData):
     def items(self, train: bool) -> SeededImages:
         if train:
             return SeededImages(self.train_folder, train_transform(self.img_size, self.randaugment), self.seed)
-        return SeededImages(self.eval_folder, eval_transform(self.img_size), self.seed)
+        return SeededImages(self.eval_folder, eval_transform(self.img_size, self.interpolation), self.seed)
 
     def calibration(self, n: int) -> DataLoader:
         """n training images (all where there are fewer), spread over the classes, as evaluation would see them."""
         labels = torch.tensor(self.train_folder.targets)[self.train_indices]
         chosen = self.train_indices[spread_over_classes(labels, n)].tolist()
-        images = SeededImages(self.train_folder, eval_transform(self.img_size), self.seed)
+        images = SeededImages(self.train_folder, eval_transform(self.img_size, self.interpolation), self.seed)
         return DataLoader(images, self.eval_batch_size, sampler=chosen, **self._options())
 
 
@@ -117,10 +124,48 @@ def train_transform(img_size: int, randaugment: int | None) -> Callable[[Image.I
     return v2.Compose([*steps, *to_tensor()])
 
 
-def eval_transform(img_size: int) -> Callable[[Image.Image], Tensor]:
-    """Return the released script's evaluation: shorter side to img_size, middle cropped, normalised."""
-    resize = v2.Resize(img_size, interpolation=InterpolationMode.BICUBIC)
+def eval_transform(img_size: int, interpolation: str = "bilinear") -> Callable[[Image.Image], Tensor]:
+    """Return the released script's evaluation: shorter side to img_size, bilinear, middle cropped, normalised."""
+    resize = v2.Resize(img_size, interpolation=InterpolationMode(check_interpolation(interpolation)))
     return v2.Compose([resize, v2.CenterCrop(img_size), *to_tensor()])
+
+
+def check_interpolation(name: str) -> str:
+    """Return the name of a way to resize; ValueError for another one."""
+    if name not in ("bilinear", "bicubic"):
+        raise ValueError(f"data.interpolation={name!r}: use bilinear (the released script's) or bicubic")
+    return name
+
+
+class VisibleFolder(ImageFolder):
+    """torchvision's folder of classes without hidden ones, such as the .ipynb_checkpoints that notebooks leave."""
+
+    def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
+        names = sorted(
+            entry.name for entry in os.scandir(directory) if entry.is_dir() and not entry.name.startswith(".")
+        )
+        if not names:
+            raise FileNotFoundError(f"Couldn't find any class folder in {directory}.")
+        return names, {name: number for number, name in enumerate(names)}
+
+
+def fingerprint(root: str | Path) -> str:
+    """Return a digest of which images a folder of train/ and val/ holds: names of classes and files, sizes of files.
+
+    Sixteen hex digits, the same wherever the folder lies. Hidden files and folders do not count.
+    Raises FileNotFoundError where there is no such folder.
+    """
+    digest = hashlib.sha256()
+    for part in ("train", "val"):
+        folder = Path(root).expanduser() / part
+        if not folder.is_dir():
+            continue
+        for where, folders, files in os.walk(folder, followlinks=True):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            for name in sorted(name for name in files if not name.startswith(".")):
+                path = Path(where) / name
+                digest.update(f"{part}/{path.relative_to(folder).as_posix()} {path.stat().st_size}\n".encode())
+    return digest.hexdigest()[:16]
 
 
 class SeededImages(Dataset):
@@ -143,7 +188,7 @@ class SeededImages(Dataset):
             index = key
         try:
             image, label = self.folder[index]
-        except OSError as error:
+        except Exception as error:  # Pillow has no error type of its own: a damaged file fails in any of a dozen ways
             raise ValueError(
                 f"{self.folder.samples[index][0]} is no readable image: replace it or remove it"
             ) from error
@@ -156,6 +201,6 @@ def _open(path: Path) -> ImageFolder:
             f"no folder {path}: pass data.root=FOLDER (the folder that holds train/CLASS/ and val/CLASS/)"
         )
     try:
-        return ImageFolder(path)
+        return VisibleFolder(path)
     except FileNotFoundError as error:  # no class, or a class without images
         raise FileNotFoundError(f"{path} does not hold CLASS/image files: {error}") from error

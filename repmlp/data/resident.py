@@ -149,6 +149,7 @@ class DataInfo:
     """What a model and a table have to know of a data set.
 
     parts: for labels that are made of several answers, the answer that each class stands for, name -> (num_classes,).
+    class_names: in the order of the labels, where they are known.
     """
 
     num_classes: int
@@ -156,6 +157,7 @@ class DataInfo:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     parts: dict[str, Tensor] = field(default_factory=dict)
+    class_names: tuple[str, ...] = ()
 
 
 class ResidentData(L.LightningDataModule):
@@ -165,7 +167,8 @@ class ResidentData(L.LightningDataModule):
 
     batch_size: images a step, of all processes together. eval_batch_size: the same in evaluation, of one process.
     seed: of order and augmentation.
-    n_train: use that many training images, the same number of each class, None for all.
+    n_train, n_eval: use exactly that many images, the first of each class (as many of each as its share, classes that
+    come first one more where they cannot be equal), None for all.
     holdout: evaluate on this share of the *training* images (the last of each class) instead of the test set.
     Raises ValueError in setup() where there are fewer training images than wanted or than a batch, or none held out.
     """
@@ -179,13 +182,14 @@ class ResidentData(L.LightningDataModule):
         eval_batch_size: int = 500,
         seed: int = 0,
         n_train: int | None = None,
+        n_eval: int | None = None,
         holdout: float = 0.0,
         augmentation: Augmentation | None = None,
     ):
         super().__init__()
         check_holdout(holdout)
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.seed, self.n_train, self.holdout = seed, n_train, holdout
+        self.seed, self.n_train, self.n_eval, self.holdout = seed, n_train, n_eval, holdout
         self.augmentation = augmentation or Augmentation()
         self.train_set: ImageSet | None = None
         self.eval_set: ImageSet | None = None
@@ -206,11 +210,15 @@ class ResidentData(L.LightningDataModule):
         if self.holdout:
             kept, held = split_per_class(train.labels, self.info.num_classes, 1 - self.holdout)
             train, test = train.subset(kept), train.subset(held)
-        if self.n_train is not None:
-            share = self.n_train / len(train.labels)
-            if not 0 < share <= 1:
-                raise ValueError(f"data.n_train={self.n_train}: there are {len(train.labels)} training images")
-            train = train.subset(split_per_class(train.labels, self.info.num_classes, share)[0])
+        for name in ("n_train", "n_eval"):
+            images, wanted = {"n_train": train, "n_eval": test}[name], getattr(self, name)
+            if wanted is None:
+                continue
+            if not 0 < wanted <= len(images.labels):
+                words = {"n_train": "training images", "n_eval": "images to evaluate on"}[name]
+                raise ValueError(f"data.{name}={wanted}: there are {len(images.labels)} {words}")
+            chosen = images.subset(first_of_classes(images.labels, self.info.num_classes, wanted))
+            train, test = (chosen, test) if name == "n_train" else (train, chosen)
         if len(train.labels) < self.batch_size:
             raise ValueError(f"batch_size={self.batch_size} is more than the {len(train.labels)} training images")
         if not len(test.labels):
@@ -277,6 +285,19 @@ def split_per_class(labels: Tensor, num_classes: int, share: float) -> tuple[Ten
         first.append(members[:cut])
         rest.append(members[cut:])
     return torch.cat(first).sort().values, torch.cat(rest).sort().values
+
+
+def first_of_classes(labels: Tensor, num_classes: int, n: int) -> Tensor:
+    """Return the indices of exactly n images in ascending order: the first of each class, as many as its share.
+
+    Where the shares are no whole numbers, the largest remainders are rounded up, those of earlier classes first.
+    """
+    exact = torch.bincount(labels, minlength=num_classes).double() * n / len(labels)
+    counts = exact.floor().long()
+    more = (exact - counts).sort(descending=True, stable=True).indices[: n - int(counts.sum())]
+    counts[more] += 1
+    first = [torch.nonzero(labels == label).flatten()[: counts[label]] for label in range(num_classes)]
+    return torch.cat(first).sort().values
 
 
 def spread_over_classes(labels: Tensor, n: int) -> Tensor:

@@ -393,7 +393,7 @@ def _read(path: Path) -> Image.Image:
         with Image.open(path) as image:
             image.load()
             return image
-    except (OSError, SyntaxError) as error:  # Pillow raises the latter for some damaged PNG files
+    except Exception as error:  # Pillow has no error type of its own: a damaged file fails in any of a dozen ways
         raise ValueError(f"{path} is no readable image: replace it or remove it, with its partner") from error
 
 

@@ -40,6 +40,7 @@ def register_settings() -> None:
     store.store(name="run", node=Run)
     store.store(group="recipe", name="settings", node=Recipe)
     store.store(group="recipe", name="segmentation_settings", node=SegmentationRecipe)
+    OmegaConf.register_new_resolver("folder_name", lambda path: Path(path).name, replace=True)
 
 
 register_settings()
@@ -165,6 +166,17 @@ def quote_file_names(arguments: list[str], names: tuple[str, ...] = ("checkpoint
     return quoted
 
 
+def place_files(arguments: list[str], names: tuple[str, ...] = ("data.root", "weights", "backbone")) -> list[str]:
+    """Let relative paths in settings that name what is read start from the folder that the user stands in."""
+    placed = []
+    for text in arguments:
+        name, equals, value = text.partition("=")
+        if equals and name in names and value and not re.search(r"[,$\[{'\"]", value) and value != "null":
+            text = f"{name}={place(value)}"
+        placed.append(text)
+    return placed
+
+
 def run_command(main: Callable[[], None], repository: Path) -> None:
     """Run a Hydra main with the repository as its folder; Hydra's errors come out as one line.
 
@@ -173,7 +185,7 @@ def run_command(main: Callable[[], None], repository: Path) -> None:
     os.environ.setdefault("REPMLP_CWD", os.getcwd())  # noqa: PTH109  (a worker process inherits it)
     os.chdir(repository)
     os.environ.setdefault("REPMLP_LAUNCH", f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{os.getpid()}")
-    sys.argv[1:] = quote_file_names(sys.argv[1:])
+    sys.argv[1:] = quote_file_names(place_files(sys.argv[1:]), ("checkpoint", "onnx", "out", "weights", "backbone"))
     refuse_additions(sys.argv[1:], repository / "experiments/conf")
     wanted_traceback = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come out as they are raised, and are told below

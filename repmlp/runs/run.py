@@ -31,6 +31,7 @@ from torch import Tensor
 from repmlp import branches
 from repmlp.checkpoints import check_state_dict, save_model
 from repmlp.cost import count_macs, count_params, count_params_paper
+from repmlp.data.imagenet import fingerprint
 from repmlp.locality import network_profiles
 from repmlp.runs.key import PATHS, branch_label, run_key
 from repmlp.runs.lock import run_lock
@@ -168,7 +169,7 @@ def _named(config: Mapping[str, Any]) -> str:
 
 
 def with_identities(settings: Run) -> Run:
-    """Let files stand in the settings by what they are, not by where they lie: weights to start from.
+    """Let files stand in the settings by what they are, not by where they lie: weights to start from, images.
 
     Raises BadSetting where one is absent.
     """
@@ -179,7 +180,10 @@ def with_identities(settings: Run) -> Run:
             if not path.is_file():
                 raise BadSetting(f"{name}={file}: there is no such file (looked for {path.absolute()})")
             model[name] = hashlib.sha256(path.read_bytes()).hexdigest()
-    return replace(settings, model=model)
+    data = settings.data
+    if data["name"] == "imagenet" and data.get("root"):
+        data = {**data, "fingerprint": fingerprint(data["root"])}
+    return replace(settings, model=model, data=data)
 
 
 def first_process() -> bool:
@@ -317,7 +321,13 @@ def _train(settings: Run, folder: Path, path: Path, deadline: float | None) -> f
         "config": published(asdict(settings)),
         "curve": history.curve,
     }
-    extra = {"key": path.stem, "study": settings.study}
+    extra = {
+        "key": path.stem,
+        "study": settings.study,
+        "data": json.dumps(published(asdict(settings))["data"]),
+        "classes": json.dumps(getattr(data.info, "class_names", ())),
+        "normalisation": json.dumps({"mean": data.info.mean, "std": data.info.std}),
+    }
     model = settings.model if settings.recipe.merge_after is None else {**settings.model, "kernels": []}
     save_model(folder / "model.safetensors", net.cpu(), model, extra)
     try:

@@ -215,6 +215,8 @@ class Data:
     n_eval: int | None = setting(None, "the same of the images to evaluate on")
     holdout: float = setting(0.0, "evaluate on this share of the training images instead", ALWAYS)
     randaugment: int | None = setting(None, "magnitude of RandAugment out of 30; null for none")
+    interpolation: str | None = setting(None, "of resizing in evaluation: bilinear or bicubic", neutral="bicubic")
+    fingerprint: str | None = setting(None, "digest of a folder of images; made by the run itself")
 
     def __post_init__(self) -> None:
         for name in ("n_train", "n_eval"):
