@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from conftest import randomise_norms
 from torch import nn
@@ -235,3 +236,15 @@ def test_foreign_networks_are_told_with_the_first_names(tmp_path):
     with pytest.raises(ValueError, match=r"other\.pth: .* conv_embedding\S+ is missing and weight is unexpec"):
         open_checkpoint(path)
     assert repmlp.load is load
+
+
+@pytest.mark.parametrize(("there", "asked", "kept"), [(10, 10, True), (10, 7, False), (1000, 1000, True)])
+def test_timm_keeps_the_head_of_a_file_with_as_many_classes(tmp_path, there, asked, kept):
+    trained = timm.create_model("repmlpnet_t224", img_size=32, num_classes=there)
+    torch.save(trained.state_dict(), tmp_path / "own.pth")
+    overlay = {"file": str(tmp_path / "own.pth")}
+    net = timm.create_model(
+        "repmlpnet_t224", pretrained=True, pretrained_cfg_overlay=overlay, img_size=32, num_classes=asked
+    )
+    assert net.stem.conv.weight.equal(trained.stem.conv.weight)
+    assert (net.head.weight.shape == trained.head.weight.shape and net.head.weight.equal(trained.head.weight)) is kept

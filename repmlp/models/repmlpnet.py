@@ -16,7 +16,7 @@ import torch.fx
 import torch.nn.functional as F
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import DropPath
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import build_model_with_cfg, generate_default_cfgs, load_state_dict, register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -430,6 +430,12 @@ def _create(variant: str, pretrained: bool, variant_kwargs: dict[str, Any], **kw
     """Build a variant: its own arguments, changed by those that the user gives."""
     if kwargs.get("features_only"):
         kwargs.setdefault("out_indices", tuple(range(len(variant_kwargs["blocks"]))))
+    overlay = kwargs.get("pretrained_cfg_overlay") or {}
+    if pretrained and overlay.get("file") and "num_classes" not in overlay:
+        # timm keeps a file's classifier only where the configuration tells how many classes the file has
+        tensors = convert(load_state_dict(overlay["file"], weights_only=True))
+        if "head.weight" in tensors:
+            kwargs["pretrained_cfg_overlay"] = {**overlay, "num_classes": len(tensors["head.weight"])}
     model = build_model_with_cfg(
         RepMLPNet,
         variant,
