@@ -382,7 +382,7 @@ def test_where_results_go(checkpoint, tmp_path):
     ("overrides", "reason"),
     [
         (["checkpoint=null"], "which checkpoint"),
-        (["checkpoint=nowhere.safetensors"], "no checkpoint at nowhere.safetensors"),
+        (["checkpoint=nowhere.safetensors"], "/nowhere.safetensors"),
         (["step=24"], "step=24: tile=32 has to be a multiple of it; use one of 2, 4, 8, 16$"),
         (["step=32"], "step=32: tile=32 has to be a multiple of it"),
         (["step=0"], "step=0: use a whole number, 1 or more"),

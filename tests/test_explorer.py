@@ -56,7 +56,7 @@ def net():
 @pytest.fixture(scope="module")
 def page_file(net, tmp_path_factory):
     path = tmp_path_factory.mktemp("explorer") / "page.html"
-    path.write_text(explore_kernels.build(Checkpoint(net, CONFIG), "a test").html(), encoding="utf-8")
+    path.write_text(explore_kernels.build(Checkpoint(net, CONFIG, {}), "a test").html(), encoding="utf-8")
     return path
 
 
@@ -497,7 +497,7 @@ def test_other_layers_are_drawn_too(browser, tmp_path, kind):
     model = SetSharingFC((1, 1), 1, [1]) if kind == "one cell" else LAYERS[kind]()
     net = torch.nn.Sequential(torch.nn.Identity(), model).eval()
     path = tmp_path / "page.html"
-    path.write_text(explore_kernels.build(Checkpoint(net, {}), "a test").html(), encoding="utf-8")
+    path.write_text(explore_kernels.build(Checkpoint(net, {}, {}), "a test").html(), encoding="utf-8")
     page, complaints = browser.new_page(), []
     page.on("console", lambda m: complaints.append(m.text) if m.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: complaints.append(str(error)))

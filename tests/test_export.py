@@ -421,7 +421,7 @@ def test_wrong_settings(trained, resmlp, tmp_path, name, overrides, words):
     ("name", "overrides", "words"),
     [
         ("evaluate", [*PATTERNS, "checkpoint=RESMLP"], "tells 10 classes, data=patterns has 100"),
-        ("export", ["checkpoint=absent.safetensors"], "no checkpoint at absent.safetensors"),
+        ("export", ["checkpoint=absent.safetensors"], "/absent.safetensors"),
     ],
 )
 def test_commands_tell_errors_on_one_line(resmlp, name, overrides, words):
