@@ -13,8 +13,8 @@ from torchvision.transforms import v2
 
 from repmlp.checkpoints import load_model
 from repmlp.data import build_data
+from repmlp.data.base import first_of_classes, split_per_class
 from repmlp.data.imagenet import ImageFolderData, eval_transform, fingerprint
-from repmlp.data.resident import first_of_classes, split_per_class
 from repmlp.runs.key import run_key
 from repmlp.runs.run import execute, with_identities
 from repmlp.runs.settings import run_of
