@@ -4,6 +4,7 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
+WORKERS := --numprocesses auto --maxprocesses 8 --dist worksteal
 
 .PHONY: setup test demo lint lock clean
 setup: $(VENV)/.ready
@@ -15,7 +16,7 @@ $(VENV)/.ready: pyproject.toml requirements.lock
 	touch $@
 
 test: setup
-	$(RUN) -m pytest
+	$(RUN) -m pytest $(WORKERS)
 
 demo: setup
 	$(RUN) experiments/ablate.py +sweep=demo
