@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
         for suffix, rows in by_setting(records):
             stem = options.results / options.study / f"curves{beside}{suffix}"
             for path in draw(rows, f"study {options.study}", stem, task, options.pdf):
-                print(path)
+                print(f"wrote {path}")
 
 
 if __name__ == "__main__":

@@ -1,3 +1,56 @@
+"""Draw the paper's kernel heatmap: what one output point sees, of the FC alone and after Locality Injection.
+
+    python analysis/plot_kernels.py outputs/locality_cifar100/KEY/model.safetensors
+    python analysis/plot_kernels.py --study demo            # the study's net with the most branches
+    python analysis/plot_kernels.py FILE --block 3 --share-set 0 --point 6,6
+    python analysis/plot_kernels.py FILE --channels 0,0     # of the older block: output channel, input channel
+    python analysis/plot_kernels.py RepMLPNet-D256.pth --block 13    # Figure 3 itself: 10th block of stage 3
+
+Papers: RepMLPNet Figure 3 and Appendix A; RepMLP Figure 5. ln of |w| over the smallest |w|, darker is larger. Marked:
+the output point, the cells that its branches see from there, and the strongest points outside them that exceed some
+point inside. And in numbers, the share of |weight| within distance 0, 1, 2, ... of the output point.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from explorer.collect import layer_title, spatial_layers
+from options import ROOT, Parser
+from plots.kernels import DATA, draw, network_words, view
+
+from repmlp.checkpoints import Checkpoint, open_checkpoint
+from repmlp.locality import network_profiles, uniform_profile
+from repmlp.runs.record import load_records, record_path
+
+
+def print_profiles(model: torch.nn.Module) -> None:
+    """Print the share of |weight| within distance 0, 1, 2, 3 of the output point, per layer, beside a flat kernel's."""
+    print("share of |weight| within distance 0, 1, 2, 3 of the output point (mean over output points and share-sets)")
+    for layer in network_profiles(model):
+        shares = {
+            "flat": uniform_profile(tuple(layer["size"])),
+            "trained": layer["trained"],
+            "injected": layer["injected"],
+        }
+        text = " | ".join(f"{label} " + " ".join(f"{100 * s:5.1f}" for s in row[:4]) for label, row in shares.items())
+        print(f"{layer['layer']:45s} {text} %")
+
+
+def data_words(metadata: Mapping[str, str], results: Path) -> str:
+    """Say what a network was trained on: of a run of ours, as its record says; else "" or its number of classes."""
+    if {"study", "key"} <= metadata.keys():
+        record = record_path(results, metadata["study"], metadata["key"])
+        if record.is_file():
+            name = str(json.loads(record.read_text()).get("data", ""))
+            return DATA.get(name, name)
+    return f"{metadata['num_classes']} classes" if "num_classes" in metadata else ""
+
+
 """Draw the paper's kernel heatmap: what one output point sees, as trained and after Locality Injection.
 
     python analysis/plot_kernels.py outputs/locality_cifar100/KEY/model.safetensors
@@ -9,31 +62,6 @@ Paper: RepMLPNet Figure 3 and Appendix A: log of |w| over the matrix's smallest 
 the cells that its branches see from there (blue), and the strongest points outside them that exceed some point inside
 (red, dashed). PNG and PDF; and in numbers, the share of |weight| within distance 0, 1, 2, ... of the output point.
 """
-
-from __future__ import annotations
-
-import argparse
-import sys
-from pathlib import Path
-
-import torch
-from options import ROOT
-from plots.kernels import Layer, draw, spatial_layers
-
-from repmlp.checkpoints import open_checkpoint
-from repmlp.locality import locality_profile, uniform_profile
-from repmlp.runs.record import load_records
-
-
-def print_profiles(layers: list[tuple[str, Layer]]) -> None:
-    """Print the share of |weight| within distance 0, 1, 2, 3 of the output point, per layer, beside a flat kernel's."""
-    print("share of |weight| within distance 0, 1, 2, 3 of the output point (mean over output points and share-sets)")
-    for name, layer in layers:
-        with torch.no_grad():
-            before, after = (locality_profile(layer.merged(branches=b)[0], layer.size) for b in (False, True))
-        rows = {"flat": uniform_profile(layer.size), "trained": before, "injected": after}
-        text = " | ".join(f"{label} " + " ".join(f"{100 * s:5.1f}" for s in row[:4]) for label, row in rows.items())
-        print(f"{name:45s} {text} %")
 
 
 def find_checkpoint(study: str, results: Path, outputs: Path) -> Path:
@@ -54,13 +82,13 @@ def find_checkpoint(study: str, results: Path, outputs: Path) -> Path:
     return max(present)[-1]
 
 
-def parse_point(text: str) -> tuple[int, int]:
-    y, x = (int(part) for part in text.split(","))
-    return y, x
+def parse_pair(text: str) -> tuple[int, int]:
+    first, second = (int(part) for part in text.split(","))
+    return first, second
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__, None, ("figures",))
     parser.add_argument(
         "checkpoint", type=Path, nargs="?", help="model.safetensors of a trained run, or published weights"
     )
@@ -68,11 +96,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--block", type=int, help="spatial layer, counted from 0 (default: the middle one)")
     parser.add_argument("--share-set", type=int, default=0, help="share-set, counted from 0")
     parser.add_argument(
-        "--point", type=parse_point, help="output point y,x counted from 0 (default: 6,6 on a 16x16 map)"
+        "--channels", type=parse_pair, default=(0, 0), metavar="OUT,IN",
+        help="of a group-wise FC: output channel and input channel within its group, counted from 0",
+    )  # fmt: skip
+    parser.add_argument(
+        "--point", type=parse_pair, metavar="Y,X", help="output point counted from 0 (default: 6,6 on a 16x16 map)"
     )
     parser.add_argument("--all-blocks", action="store_true", help="draw every spatial layer")
-    parser.add_argument("--results", type=Path, default=ROOT / "results")
-    parser.add_argument("--outputs", type=Path, default=ROOT / "outputs")
+    parser.add_argument("--outputs", type=Path, default=ROOT / "outputs", help="folder of the runs' weights")
     parser.add_argument(
         "--out", type=Path, help="folder for the pictures (default: RESULTS/STUDY, else RESULTS/figures)"
     )
@@ -81,8 +112,8 @@ def main(argv: list[str] | None = None) -> None:
         parser.error("name a checkpoint or a --study")
     path = options.checkpoint or find_checkpoint(options.study, options.results, options.outputs)
     try:
-        model = open_checkpoint(path).model
-        layers = spatial_layers(model)
+        opened: Checkpoint = open_checkpoint(path)
+        layers = list(spatial_layers(opened.model).items())
         chosen = (
             range(len(layers)) if options.all_blocks else [len(layers) // 2 if options.block is None else options.block]
         )
@@ -90,17 +121,18 @@ def main(argv: list[str] | None = None) -> None:
             raise ValueError(f"block {options.block} does not exist: there are {len(layers)}, counted from 0")
         if not any(layer.kernels for _, layer in layers):
             print("note: this net has no branches, or was merged already; both panels show the same kernel")
-        print_profiles(layers)
+        print_profiles(opened.model)
         out = options.out or options.results / (options.study or "figures")
         run = path.parent.name if path.name == "model.safetensors" else path.stem
+        network = ", ".join(filter(None, (network_words(opened.config), data_words(opened.metadata, options.results))))
         for block in chosen:
             name, layer = layers[block]
             # the paper's point on its 16x16 map, (7, 7) counted from 1, and the same share of other maps
             point = options.point or (3 * layer.size[0] // 8, 3 * layer.size[1] // 8)
-            for written in draw(
-                layer, f"{name} of run {run}", options.share_set, point, out / f"kernel_{run}_block{block}"
-            ):
-                print(written)
+            shown = view(layer, options.share_set, options.channels, point)
+            stem = out / f"kernel_{run}_block{block}"
+            for written in draw(layer, shown, point, network, layer_title(name), stem, options.pdf):
+                print(f"wrote {written}")
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
 

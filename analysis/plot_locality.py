@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
     table = correlations(records)
     emit("locality", "Locality and accuracy", NOTE, table, options.results, options.latex)
     for path in draw(records, table, options.results / "locality", options.pdf):
-        print(path)
+        print(f"wrote {path}")
 
 
 if __name__ == "__main__":

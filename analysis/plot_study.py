@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
     name = "steps" if options.steps else "gains"
     emit(name, f"Study {options.study}: {name}", NOTE.format(over), as_shown(table, axis_title), folder, options.latex)
     for path in draw(table, axis_title, f"study {options.study}", over, folder / name, not options.steps, options.pdf):
-        print(path)
+        print(f"wrote {path}")
 
 
 if __name__ == "__main__":

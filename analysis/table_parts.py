@@ -46,4 +46,4 @@ def emit(name: str, title: str, note: str, table: pd.DataFrame, folder: Path, la
         caption = title.replace("_", r"\_")
         (folder / f"{name}.tex").write_text(style.hide(axis="index").to_latex(hrules=True, caption=caption))
     print(text)
-    print(f"-> {folder / name}.md, .csv{', .tex' if latex else ''}\n")
+    print(f"wrote {folder / name}.md, .csv{', .tex' if latex else ''}\n")

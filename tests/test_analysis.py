@@ -25,6 +25,7 @@ paper = importlib.import_module("paper_tables.classification")
 studies = importlib.import_module("study_tables.classification")
 of_settings = importlib.import_module("study_tables.settings")
 plot_curves = importlib.import_module("plot_curves")
+plot_kernels = importlib.import_module("plot_kernels")
 plot_locality = importlib.import_module("plot_locality")
 plot_study = importlib.import_module("plot_study")
 
@@ -220,27 +221,25 @@ def trained(tmp_path_factory):
     return folder
 
 
-def test_commands_make_tables_and_pictures(trained):
+def test_commands_make_tables_and_pictures(trained, capsys):
     results, outputs = trained / "results", trained / "outputs"
-    done = command("analysis/make_tables.py", "--results", str(results), check=True)
-    assert "## Table 5" in done.stdout and "## Study s" in done.stdout
-    assert "texture" in done.stdout and "arrangement" in done.stdout and "not comparable" in done.stdout
-    for name, more in (("tables/table4", {".tex"}), ("tables/table5", {".tex"}), ("s/table", set())):
-        assert {p.suffix for p in results.glob(f"{name}.*")} == {".md", ".csv"} | more
-    command("analysis/make_tables.py", "s", "--latex", "--results", str(results), check=True)
-    assert (results / "s/table.tex").is_file()
-    assert r"\begin{tabular}" in (results / "tables/table5.tex").read_text()
-    done = command(
-        "analysis/plot_kernels.py", "--study", "s", "--results", str(results), "--outputs", str(outputs), check=True
-    )
-    assert len([p for p in (results / "s").iterdir() if p.name.startswith("kernel_")]) == 2
-    assert "injected" in done.stdout
     where = ["--results", str(results), "--outputs", str(outputs)]
+    done = command("analysis/make_tables.py", "s", "--results", str(results), check=True)
+    assert "## Study s" in done.stdout and f"wrote {results / 's/table'}.md, .csv" in done.stdout
+    assert "texture" in done.stdout and "arrangement" in done.stdout and "not comparable" in done.stdout
+    assert {p.suffix for p in results.glob("s/table.*")} == {".md", ".csv"}
+    make_tables.main(["s", "--latex", "--results", str(results)])
+    assert r"\begin{tabular}" in (results / "s/table.tex").read_text()
+    plot_kernels.main(["--study", "s", *where, "--pdf"])
+    assert len([p for p in (results / "s").iterdir() if p.name.startswith("kernel_")]) == 2
+    shown = capsys.readouterr().out
+    assert "injected" in shown and f"wrote {results}/s/kernel_" in shown
     done = command("analysis/explore_kernels.py", "--study", "s", *where, check=True)
     written = Path(done.stdout.split("  (")[0])
     assert written.parent == outputs / "explorer" and "holds all 4 layers" in written.read_text()
-    command("analysis/plot_curves.py", "s", "--results", str(results), check=True)
+    plot_curves.main(["s", "--results", str(results)])
     assert (results / "s/curves.png").stat().st_size > 10_000
+    assert f"wrote {results / 's/curves.png'}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -260,9 +259,10 @@ def test_commands_make_tables_and_pictures(trained):
 def test_bad_input_is_one_line(trained, script, arguments, words):
     where = ["--results", str(trained / "results")]
     where += ["--outputs", str(trained / "outputs")] if script == "plot_kernels" else []
-    done = command(f"analysis/{script}.py", *arguments, *where)
-    assert done.returncode == 1 and done.stderr.startswith("error: ") and words in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    with pytest.raises(SystemExit) as ended:  # Python prints the words and exits with 1
+        importlib.import_module(script).main([*arguments, *where])
+    assert ended.value.code.startswith("error: ") and words in ended.value.code
+    assert len(ended.value.code.splitlines()) == 1
 
 
 def test_points_outside_that_exceed_some_inside():
