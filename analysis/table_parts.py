@@ -13,7 +13,7 @@ def read_paper() -> pd.DataFrame:
 
     top1_pct and miou_pct are NaN in rows of tables that have none.
     """
-    paper = pd.read_csv(Path(__file__).with_name("paper.csv"), dtype=str, keep_default_na=False)
+    paper = pd.read_csv(Path(__file__).parent / "paper_tables/paper.csv", dtype=str, keep_default_na=False)
     for column in ("kernels", "share_sets"):
         paper[column] = [tuple(int(n) for n in text.split()) for text in paper[column]]
     paper["global_perceptron"] = [{"yes": True, "no": False, "": None}[text] for text in paper["global_perceptron"]]
@@ -46,4 +46,4 @@ def emit(name: str, title: str, note: str, table: pd.DataFrame, folder: Path, la
         caption = title.replace("_", r"\_")
         (folder / f"{name}.tex").write_text(style.hide(axis="index").to_latex(hrules=True, caption=caption))
     print(text)
-    print(f"-> {folder / name}.md, .csv{', .tex' if latex else ''}\n")
+    print(f"wrote {folder / name}.md, .csv{', .tex' if latex else ''}\n")
