@@ -1,6 +1,6 @@
 # make setup   virtual environment in .venv with everything the project needs
 # make test    set up, run the tests
-# make demo    set up, run the locality sweep on the embedded data set, show its table, kernel heatmap and explorer
+# make demo    set up, compare a 3x3 branch with none and with its control on the embedded data set; table, heatmap, explorer
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -19,7 +19,7 @@ test: setup
 	$(RUN) -m pytest $(WORKERS)
 
 demo: setup
-	$(RUN) experiments/ablate.py +sweep=demo
+	$(RUN) experiments/ablate.py +sweep=demo hydra/launcher=joblib hydra.launcher.n_jobs=2 trainer.threads=1
 	$(RUN) analysis/make_tables.py --study demo
 	$(RUN) analysis/plot_curves.py demo
 	$(RUN) analysis/plot_kernels.py --study demo

@@ -21,6 +21,7 @@ import study_tables.classification
 import study_tables.segmentation
 from options import ROOT, Parser, no_records
 from significance import analyse, contrasts_note, contrasts_table, pairs_of
+from study_tables.reading import reading
 from study_tables.settings import runs_table, settings, settings_table
 from table_parts import emit
 
@@ -52,8 +53,8 @@ def write_study(study: str, records: pd.DataFrame, masks: pd.DataFrame, options:
     """Write the tables of one study. records: its runs of classification. masks: of segmentation."""
     folder = options.out or options.results / study
 
-    def write(name: str, words: str, note: str, table: pd.DataFrame) -> None:
-        emit(name, f"Study {study}{words}", note, table, folder, options.latex)
+    def write(name: str, words: str, note: str, table: pd.DataFrame, below: str = "") -> None:
+        emit(name, f"Study {study}{words}", note, table, folder, options.latex, below)
 
     def stem(name: str) -> str:
         return f"{name}_{study}" if options.out else name
@@ -61,7 +62,7 @@ def write_study(study: str, records: pd.DataFrame, masks: pd.DataFrame, options:
     name = f"study_{study}" if options.out else "table"
     for suffix, words, runs in settings(records):
         of_cells = study_tables.classification
-        write(name + suffix, words, of_cells.study_note(runs), of_cells.study_table(runs))
+        write(name + suffix, words, of_cells.study_note(runs), of_cells.study_table(runs), reading(runs))
     if len(records):
         scale = study_tables.classification.scale_line(records)
         if len(by_setting(records)) > 1:

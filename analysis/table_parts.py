@@ -35,10 +35,16 @@ def listed(numbers: Iterable[float]) -> str:
     return ", ".join(f"{n:,}" for n in sorted(set(numbers)))
 
 
-def emit(name: str, title: str, note: str, table: pd.DataFrame, folder: Path, latex: bool = False) -> None:
-    """Write one table as Markdown and CSV, as LaTeX where asked, print it and say where it is."""
+def emit(
+    name: str, title: str, note: str, table: pd.DataFrame, folder: Path, latex: bool = False, below: str = ""
+) -> None:
+    """Write one table as Markdown and CSV, as LaTeX where asked, print it and say where it is.
+
+    note: stands above it. below: what it shows, in Markdown alone.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     text = f"## {title}\n\n{note}\n\n{table.to_markdown(index=False, disable_numparse=True)}\n"
+    text += f"\n{below}\n" if below else ""
     (folder / f"{name}.md").write_text(text)
     table.to_csv(folder / f"{name}.csv", index=False)
     if latex:
