@@ -1,11 +1,12 @@
 # make setup   virtual environment in .venv with everything the project needs
 # make test    set up, run the tests
 # make demo    set up, run the locality sweep on the embedded data set, show its table, kernel heatmap and explorer
+# make docs    set up, make the guide and the reference as a site: site/index.html
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: setup test demo lint lock clean
+.PHONY: setup test demo lint docs lock clean
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml requirements.lock
@@ -27,6 +28,9 @@ demo: setup
 lint: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+
+docs: setup
+	$(RUN) docs/site.py
 
 # Pin what is installed now; the markers keep the pins to the Pythons that they were resolved for.
 lock: setup
