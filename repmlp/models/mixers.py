@@ -142,14 +142,14 @@ def _create_mixer(variant: str, pretrained: bool, given: Mapping[str, Any], **sh
 
 @register_model
 def resmlp_12_patch2_32(pretrained: bool = False, **kwargs: Any) -> MlpMixer:
-    """The reduced ResMLP-12 of RepMLPNet's Table 5, with its 1x1 and 3x3 branches; takes what `build_resmlp` takes."""
+    """The reduced ResMLP-12 of RepMLPNet's Table 5, by default without branches; takes what `build_resmlp` takes."""
     return build_model_with_cfg(
         build_resmlp,
         "resmlp_12_patch2_32",
         pretrained,
         pretrained_filter_fn=lambda state, model: convert_resmlp(state),
         feature_cfg={"out_indices": 3, "feature_cls": "getter"},
-        **kwargs,
+        **{"kernels": (), **kwargs},
     )
 
 
