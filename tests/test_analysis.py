@@ -350,7 +350,10 @@ def test_curves_are_means_of_the_same_runs():
     """A run that was evaluated less often does not pull the mean to itself where it was."""
     often = [{"epoch": e, "top1_pct": 10.0 * e, "locality": {"trained": [0.0], "injected": [e]}} for e in range(1, 6)]
     runs = pd.DataFrame({"curve": [often, [{"epoch": 4, "top1_pct": 20.0}, {"epoch": 2, "top1_pct": 40.0}]]})
-    assert curves.mean_curve(runs, "top1_pct").to_dict() == {3: 30.0, 5: 30.0}
+    runs = runs.assign(epochs=7, top1_pct=[70.0, 50.0])
+    each = curves.curves_of(runs, "top1_pct")
+    assert [list(curve.index) for curve in each] == [[2, 3, 4, 5, 6, 7], [3, 5, 7]], "every evaluation that exists"
+    assert curves.mean_of(each).to_dict() == {3: 30.0, 5: 30.0, 7: 60.0}
     assert curves.index_curve(runs, "injected").to_dict() == {2: 1, 3: 2, 4: 3, 5: 4, 6: 5}
     assert curves.index_curve(runs.tail(1), "injected").empty
 
