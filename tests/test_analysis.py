@@ -380,10 +380,14 @@ def test_locality_is_ranked_within_runs_that_can_be_compared(tmp_path):
     assert sorted(records["injected"])[:2] == pytest.approx([0.0, 0.01]) and set(records["trained"]) == {0.0}
     table = locality.correlations(records).set_index("compared")
     assert list(table["points"]) == [18, 36, 6, 6, 6] and list(table["groups"]) == [3, 18, 1, 1, 1]
-    assert table.loc["all, branch sets", "merged kernel"].startswith("+1.00 (+1.00 to +1.00), chance <0.001")
-    assert table.loc["all, seeds", "merged kernel"].startswith("-1.00")
-    assert table["merged kernel"].iloc[2].startswith("+1.00 (few points)")
-    assert set(table["FC alone"]) == {"-"}, "all are equally flat"
+    assert table.loc["all, branch sets", "merged kernel"] == pytest.approx(1)
+    assert table.loc["all, branch sets", "p, merged kernel"] < 1e-4
+    assert table.loc["all, seeds", "merged kernel"] == pytest.approx(-1)
+    assert table["merged kernel"].iloc[2] == pytest.approx(1)
+    assert table["p, merged kernel"].iloc[2] == pytest.approx(2 / 720)
+    assert table["FC alone"].isna().all() and table["p, FC alone"].isna().all(), "all are equally flat"
+    shown = locality.as_shown(table.reset_index())
+    assert shown.iloc[0]["p, merged kernel"] == "<0.0001" and set(shown["FC alone"]) == {"-"}
     plot_locality.main(["--results", str(tmp_path), "--study", "s"])
     assert (tmp_path / "locality.png").stat().st_size > 10_000 and (tmp_path / "locality.md").is_file()
 
