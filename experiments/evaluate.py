@@ -4,7 +4,8 @@
     python experiments/evaluate.py checkpoint=RepMLPNet-T224.pth data=imagenet data.root=FOLDER precisions=[bf16,int8]
     python experiments/evaluate.py checkpoint=FILE data=patterns onnx=FOLDER/export/model.onnx out=FILE.json
 
-int8: exported to ONNX, quantised with scales from training images, run in ONNX Runtime; needs `repmlp[export]`.
+int8: the deployed form where there is one, exported to ONNX, quantised, run in ONNX Runtime; needs `repmlp[export]`.
+calibration_images=500 takes the scales of activations from so many training images, not from each batch as it comes.
 Relative paths are taken from where you stand. Nothing is written but the JSON file that `out` names.
 """
 
@@ -24,6 +25,7 @@ import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor, nn
 
+from repmlp import deploy
 from repmlp.checkpoints import open_checkpoint
 from repmlp.data import build_data
 from repmlp.export import (
@@ -35,6 +37,7 @@ from repmlp.export import (
     to_exported_program,
     to_onnx,
 )
+from repmlp.int8 import quantize_dynamic
 from repmlp.models.build import check_num_classes
 from repmlp.models.upernet import UperNet
 from repmlp.runs.key import PATHS
@@ -98,8 +101,8 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     rows.append(_row("merged, float32", metrics, "_merged", 0))
     quantised = None
     if "int8" in config.precisions:
-        session, quantised = _int8(merged, data, config.calibration_images, config.threads)
-        others = {"merged, int8, ONNX Runtime": partial(run_onnx, session), **others}
+        session, form, quantised = _int8(merged, data, config.calibration_images, config.threads)
+        others = {f"{form}, int8, ONNX Runtime": partial(run_onnx, session), **others}
     if "bf16" in config.precisions:
         half = copy.deepcopy(merged).to(torch.bfloat16)
         others = {"merged, bf16": lambda images: half(images.to(torch.bfloat16)), **others}
@@ -188,9 +191,9 @@ def table(results: Mapping[str, Any]) -> str:
         f"Merging changed the logits by {results['merging']['merge_error']:.1e} (relative).",
     ]
     if results["quantised"]:
-        lines.append(
-            f"int8: {Quantised(**results['quantised'])}; scales from {results['calibration_images']} training images."
-        )
+        n = results["calibration_images"]
+        scales = "from each batch" if n is None else f"from {n} training images"
+        lines.append(f"int8: {Quantised(**results['quantised'])}; scales of activations {scales}.")
     return "\n".join(lines)
 
 
@@ -199,13 +202,25 @@ def _row(name: str, metrics: Mapping[str, float], suffix: str, disagreements: in
     return {"network": name, **top, "disagreements": disagreements}
 
 
-def _int8(merged: nn.Module, data: ImageData, n: int, threads: int | None) -> tuple[InferenceSession, Quantised]:
-    """Export, quantise with n training images, and open the result; the files are gone afterwards."""
+def _int8(
+    merged: nn.Module, data: ImageData, n: int | None, threads: int | None
+) -> tuple[InferenceSession, str, Quantised]:
+    """Export, quantise (with n training images, or none), and open the result; the files are gone afterwards.
+
+    Returns the session, which form of the network it is of, and what was quantised.
+    """
+    try:
+        form, net = "deployed", deploy(merged)
+    except TypeError:  # of a network that has no such form
+        form, net = "merged", merged
     with tempfile.TemporaryDirectory() as folder:
         exported, small = Path(folder) / "model.onnx", Path(folder) / "int8.onnx"
-        to_onnx(to_exported_program(copy.deepcopy(merged).cpu(), data.info.img_size, in_chans=3), exported)
-        quantised = quantize_int8(exported, small, (images for images, _ in data.calibration(n)))
-        return onnx_session(small, threads), quantised
+        to_onnx(to_exported_program(copy.deepcopy(net).cpu(), data.info.img_size, in_chans=3), exported)
+        if n is None:
+            quantised = quantize_dynamic(exported, small)
+        else:
+            quantised = quantize_int8(exported, small, (images for images, _ in data.calibration(n)))
+        return onnx_session(small, threads), form, quantised
 
 
 def _check(config: DictConfig) -> None:
@@ -220,7 +235,7 @@ def _check(config: DictConfig) -> None:
             raise ValueError(f"precisions={chosen}: {precision!r} is none of {', '.join(PRECISIONS)}")
     for name in ("threads", "calibration_images"):
         value = config[name]
-        if name == "threads" and value is None:
+        if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}={value!r}: use a whole number, 1 or more")
