@@ -46,8 +46,7 @@ def start_from(net: nn.Module, path: Path | str, classes: Sequence[str] = ()) ->
     """Load the weights of a file into a network, in place, as far as they are the same network's.
 
     The classifier stays fresh where it has other classes, by their number or by their names, and so do branches that
-    the file has not. A
-    RepMLPNet trained at another image size is resized first (see repmlp.resize).
+    the file has not. A RepMLPNet trained at another image size is resized first (see repmlp.resize).
 
     net: train-time network with `get_classifier()`, as timm's have it. path: what `repmlp.load` reads.
     classes: names of the network's classes, where they are known; compared with those that a file of ours tells.

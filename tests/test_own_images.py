@@ -115,9 +115,7 @@ def test_evaluation_tells_the_recall_of_uneven_classes(run, images, tmp_path):
 
 def test_calibration_says_that_it_needs_training_images(run, images, tmp_path):
     (tmp_path / "val").symlink_to(images / "val")
-    with pytest.raises(
-        FileNotFoundError, match=r"no folder .*train: the scales of int8 are taken from training images"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"no folder .*train: int8 is calibrated on training images"):
         script("evaluate").evaluate(evaluation(run[0], tmp_path, "precisions=[int8]", "calibration_images=4"))
 
 
