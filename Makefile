@@ -1,10 +1,11 @@
 # make setup   virtual environment in .venv with everything the project needs
 # make test    set up, run the tests
-# make demo    set up, run the locality sweep on the embedded data set, show its table, kernel heatmap and explorer
+# make demo    set up, compare a 3x3 branch with none and with its control on the embedded data set; table, heatmap, explorer
 # make docs    set up, make the guide and the reference as a site: site/index.html
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
+WORKERS := --numprocesses auto --maxprocesses 8 --dist worksteal
 
 .PHONY: setup test demo lint docs lock clean
 setup: $(VENV)/.ready
@@ -16,10 +17,10 @@ $(VENV)/.ready: pyproject.toml requirements.lock
 	touch $@
 
 test: setup
-	$(RUN) -m pytest
+	$(RUN) -m pytest $(WORKERS)
 
 demo: setup
-	$(RUN) experiments/ablate.py +sweep=demo
+	$(RUN) experiments/ablate.py +sweep=demo hydra/launcher=joblib hydra.launcher.n_jobs=2 trainer.threads=1
 	$(RUN) analysis/make_tables.py --study demo
 	$(RUN) analysis/plot_curves.py demo
 	$(RUN) analysis/plot_kernels.py --study demo

@@ -329,7 +329,7 @@ def main(argv: list[str] | None = None) -> None:
                 f"{where['threads']} threads"
             )
             for path in draw(rows, title, folder / f"throughput_{slug_of(where)}", options.pdf):
-                print(path)
+                print(f"wrote {path}")
     for kind, slow in (("training", "plain"), ("merging", "identity"), ("conv_to_fc", "identity")):
         if kind in of_kind and len(table := pairs_table(of_kind[kind], slow)):
             words = note(of_kind[kind]) + " MiB: on top of what is there."

@@ -13,7 +13,7 @@ def read_paper() -> pd.DataFrame:
 
     top1_pct and miou_pct are NaN in rows of tables that have none.
     """
-    paper = pd.read_csv(Path(__file__).with_name("paper.csv"), dtype=str, keep_default_na=False)
+    paper = pd.read_csv(Path(__file__).parent / "paper_tables/paper.csv", dtype=str, keep_default_na=False)
     for column in ("kernels", "share_sets"):
         paper[column] = [tuple(int(n) for n in text.split()) for text in paper[column]]
     paper["global_perceptron"] = [{"yes": True, "no": False, "": None}[text] for text in paper["global_perceptron"]]
@@ -35,10 +35,16 @@ def listed(numbers: Iterable[float]) -> str:
     return ", ".join(f"{n:,}" for n in sorted(set(numbers)))
 
 
-def emit(name: str, title: str, note: str, table: pd.DataFrame, folder: Path, latex: bool = False) -> None:
-    """Write one table as Markdown and CSV, as LaTeX where asked, print it and say where it is."""
+def emit(
+    name: str, title: str, note: str, table: pd.DataFrame, folder: Path, latex: bool = False, below: str = ""
+) -> None:
+    """Write one table as Markdown and CSV, as LaTeX where asked, print it and say where it is.
+
+    note: stands above it. below: what it shows, in Markdown alone.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     text = f"## {title}\n\n{note}\n\n{table.to_markdown(index=False, disable_numparse=True)}\n"
+    text += f"\n{below}\n" if below else ""
     (folder / f"{name}.md").write_text(text)
     table.to_csv(folder / f"{name}.csv", index=False)
     if latex:
@@ -46,4 +52,4 @@ def emit(name: str, title: str, note: str, table: pd.DataFrame, folder: Path, la
         caption = title.replace("_", r"\_")
         (folder / f"{name}.tex").write_text(style.hide(axis="index").to_latex(hrules=True, caption=caption))
     print(text)
-    print(f"-> {folder / name}.md, .csv{', .tex' if latex else ''}\n")
+    print(f"wrote {folder / name}.md, .csv{', .tex' if latex else ''}\n")

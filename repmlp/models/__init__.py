@@ -1,1 +1,9 @@
 """Networks: RepMLPNet, mixers of timm's, UperNet around a backbone, and how a configuration becomes one of them."""
+
+from types import ModuleType
+
+from repmlp.imports import submodule
+
+
+def __getattr__(name: str) -> ModuleType:
+    return submodule("repmlp.models", name)
