@@ -17,6 +17,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from mkdocs.commands.build import build
@@ -94,11 +95,15 @@ def navigation(pages: list[str], modules: list[str]) -> list[dict]:
     listed = [f"docs/{name}" for name in LINK.findall((ROOT / "docs/README.md").read_text(encoding="utf-8"))]
     guide = [page for page in listed if page in pages]
     guide += [page for page in pages if page.startswith("docs/") and page not in guide and page != "docs/README.md"]
-    results = ["results/README.md", *sorted(p for p in pages if p.startswith("results/") and p != "results/README.md")]
+    results: list = ["results/README.md"]
+    folders: dict[str, list] = {}
+    for page in sorted(page for page in pages if page.startswith("results/") and page not in results):
+        inner = page.split("/")[1:]
+        (folders.setdefault(inner[0], []) if len(inner) > 1 else results).append({title_of(page): page})
     return [
         {"Start": ["README.md", "CHANGELOG.md", "CONTRIBUTING.md"]},
         {"Guide": ["docs/README.md", *guide]},
-        {"Results": [{title_of(page): page} for page in results if page in pages]},
+        {"Results": [*results, *({name: inside} for name, inside in folders.items())]},
         {"Reference": [{Path(page).stem: page} for page in modules]},
     ]
 
@@ -114,21 +119,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "site", help="folder of the site")
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    source = ROOT / "build/guide"
-    shutil.rmtree(source, ignore_errors=True)
-    source.mkdir(parents=True)
-    pages = gather(source)
-    shutil.copy(ROOT / "docs/site.css", source / "site.css")
-    explore(source / EXPLORER)
-    nav = navigation(pages, reference(source))
-    try:
-        build(
-            load_config(
-                str(ROOT / "mkdocs.yml"), nav=nav, docs_dir=str(source), site_dir=str(options.out.resolve()), strict=True
-            )
-        )
-    except (Abort, ConfigurationError) as error:
-        sys.exit(f"error: {error}")
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder)
+        pages = gather(source)
+        shutil.copy(ROOT / "docs/site.css", source / "site.css")
+        explore(source / EXPLORER)
+        nav = navigation(pages, reference(source))
+        places = {"docs_dir": str(source), "site_dir": str(options.out.resolve())}
+        try:
+            build(load_config(str(ROOT / "mkdocs.yml"), nav=nav, strict=True, **places))
+        except (Abort, ConfigurationError) as error:
+            sys.exit(f"error: {error}")
     print(f"{options.out / 'index.html'}")
 
 
