@@ -54,7 +54,7 @@ def write_study(study: str, records: pd.DataFrame, masks: pd.DataFrame, options:
     folder = options.out or options.results / study
 
     def write(name: str, words: str, note: str, table: pd.DataFrame, below: str = "") -> None:
-        emit(name, f"Study {study}{words}", note, table, folder, options.latex, below)
+        emit(name, f"Study {study}{words}", note, table, folder, options.latex, below=below)
 
     def stem(name: str) -> str:
         return f"{name}_{study}" if options.out else name

@@ -14,7 +14,7 @@ import sys
 
 import pandas as pd
 from options import Parser
-from plots.locality import NOTE, correlations, draw, with_index
+from plots.locality import NOTE, as_shown, correlations, draw, with_index
 from records import layers_of
 from table_parts import emit
 
@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> None:
             sys.exit(f"error: no records with spatial layers of {named} in {options.results}")
     records = with_index(pd.concat(found.values(), ignore_index=True))
     table = correlations(records)
-    emit("locality", "Locality and accuracy", NOTE, table, options.results, options.latex)
+    emit("locality", "Locality and accuracy", NOTE, as_shown(table), options.results, options.latex, table)
     for path in draw(records, table, options.results / "locality", options.pdf):
         print(f"wrote {path}")
 

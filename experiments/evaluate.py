@@ -4,9 +4,10 @@
     python experiments/evaluate.py checkpoint=RepMLPNet-T224.pth data=imagenet data.root=FOLDER precisions=[bf16,int8]
     python experiments/evaluate.py checkpoint=FILE data=patterns onnx=FOLDER/export/model.onnx out=FILE.json
 
-Of a folder of images val/ alone will do; int8 takes its scales from train/. Where classes have different numbers of
+Of a folder of images val/ alone will do; int8 may take its scales from train/. Where classes have different numbers of
 images, the recall of each and their mean, the balanced accuracy, are told too.
-int8: exported to ONNX, quantised with scales from training images, run in ONNX Runtime; needs `repmlp[export]`.
+int8: the deployed form where there is one, exported to ONNX, quantised, run in ONNX Runtime; needs `repmlp[export]`.
+calibration_images=500 takes the scales of activations from so many training images, not from each batch as it comes.
 Relative paths are taken from where you stand. Nothing is written but the JSON file that `out` names.
 """
 
@@ -27,6 +28,7 @@ import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor, nn
 
+from repmlp import deploy
 from repmlp.checkpoints import open_checkpoint
 from repmlp.data import build_data
 from repmlp.export import (
@@ -38,6 +40,7 @@ from repmlp.export import (
     to_exported_program,
     to_onnx,
 )
+from repmlp.int8 import quantize_dynamic
 from repmlp.models.build import check_num_classes
 from repmlp.runs.key import PATHS
 from repmlp.runs.launch import device_of, mistakes_in_one_line, place, run_command
@@ -95,7 +98,8 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     check_classes(config.checkpoint, metadata, data.info.class_names)  # some are known only now
     n, num_classes = data.n_images[1], data.info.num_classes
 
-    calibration = data.calibration(config.calibration_images) if "int8" in config.precisions else ()
+    wanted = "int8" in config.precisions and config.calibration_images is not None
+    calibration = data.calibration(config.calibration_images) if wanted else None
     others: dict[str, Callable[[Tensor], Tensor]] = {}
     if config.onnx:  # looked at before anything takes time
         session = onnx_session(place(config.onnx), config.threads)
@@ -109,8 +113,8 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     rows.append(_row("merged, float32", metrics, "_merged", 0))
     quantised = None
     if "int8" in config.precisions:
-        session, quantised = _int8(merged, data.info.img_size, calibration, config.threads)
-        others = {"merged, int8, ONNX Runtime": partial(run_onnx, session), **others}
+        session, form, quantised = _int8(merged, data.info.img_size, calibration, config.threads)
+        others = {f"{form}, int8, ONNX Runtime": partial(run_onnx, session), **others}
     if "bf16" in config.precisions:
         half = copy.deepcopy(merged).to(torch.bfloat16)
         others = {"merged, bf16": lambda images: half(images.to(torch.bfloat16)), **others}
@@ -206,9 +210,9 @@ def table(results: Mapping[str, Any]) -> str:
     ]
     lines += recall_lines(results["classes"], results["balanced_accuracy_pct"])
     if results["quantised"]:
-        lines.append(
-            f"int8: {Quantised(**results['quantised'])}; scales from {results['calibration_images']} training images."
-        )
+        n = results["calibration_images"]
+        scales = "from each batch" if n is None else f"from {n} training images"
+        lines.append(f"int8: {Quantised(**results['quantised'])}; scales of activations {scales}.")
     return "\n".join(lines)
 
 
@@ -249,14 +253,24 @@ def _row(name: str, metrics: Mapping[str, float], suffix: str, disagreements: in
 
 
 def _int8(
-    merged: nn.Module, img_size: int, calibration: Iterable[tuple[Tensor, Tensor]], threads: int | None
-) -> tuple[InferenceSession, Quantised]:
-    """Export, quantise with training images, and open the result; the files are gone afterwards."""
+    merged: nn.Module, img_size: int, calibration: Iterable[tuple[Tensor, Tensor]] | None, threads: int | None
+) -> tuple[InferenceSession, str, Quantised]:
+    """Export, quantise with training images where there are, and open the result; the files are gone afterwards.
+
+    Returns the session, which form of the network it is of, and what was quantised.
+    """
+    try:
+        form, net = "deployed", deploy(merged)
+    except TypeError:  # of a network that has no such form
+        form, net = "merged", merged
     with tempfile.TemporaryDirectory() as folder:
         exported, small = Path(folder) / "model.onnx", Path(folder) / "int8.onnx"
-        to_onnx(to_exported_program(copy.deepcopy(merged).cpu(), img_size, in_chans=3), exported)
-        quantised = quantize_int8(exported, small, (images for images, _ in calibration))
-        return onnx_session(small, threads), quantised
+        to_onnx(to_exported_program(copy.deepcopy(net).cpu(), img_size, in_chans=3), exported)
+        if calibration is None:
+            quantised = quantize_dynamic(exported, small)
+        else:
+            quantised = quantize_int8(exported, small, (images for images, _ in calibration))
+        return onnx_session(small, threads), form, quantised
 
 
 def _check(config: DictConfig) -> None:
@@ -271,7 +285,7 @@ def _check(config: DictConfig) -> None:
             raise ValueError(f"precisions={chosen}: {precision!r} is none of {', '.join(PRECISIONS)}")
     for name in ("threads", "calibration_images"):
         value = config[name]
-        if name == "threads" and value is None:
+        if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}={value!r}: use a whole number, 1 or more")

@@ -2,6 +2,9 @@
 
 torch and timm take seconds to import. So this package imports neither before they are needed, and a command that needs
 no network says its help at once.
+
+timm imports our networks as its last step. So what networks are made of must not begin by importing timm, or it would
+be half imported then: such modules import it where they use it.
 """
 
 from __future__ import annotations

@@ -350,7 +350,10 @@ def test_curves_are_means_of_the_same_runs():
     """A run that was evaluated less often does not pull the mean to itself where it was."""
     often = [{"epoch": e, "top1_pct": 10.0 * e, "locality": {"trained": [0.0], "injected": [e]}} for e in range(1, 6)]
     runs = pd.DataFrame({"curve": [often, [{"epoch": 4, "top1_pct": 20.0}, {"epoch": 2, "top1_pct": 40.0}]]})
-    assert curves.mean_curve(runs, "top1_pct").to_dict() == {3: 30.0, 5: 30.0}
+    runs = runs.assign(epochs=7, top1_pct=[70.0, 50.0])
+    each = curves.curves_of(runs, "top1_pct")
+    assert [list(curve.index) for curve in each] == [[2, 3, 4, 5, 6, 7], [3, 5, 7]], "every evaluation that exists"
+    assert curves.mean_of(each).to_dict() == {3: 30.0, 5: 30.0, 7: 60.0}
     assert curves.index_curve(runs, "injected").to_dict() == {2: 1, 3: 2, 4: 3, 5: 4, 6: 5}
     assert curves.index_curve(runs.tail(1), "injected").empty
 
@@ -377,10 +380,14 @@ def test_locality_is_ranked_within_runs_that_can_be_compared(tmp_path):
     assert sorted(records["injected"])[:2] == pytest.approx([0.0, 0.01]) and set(records["trained"]) == {0.0}
     table = locality.correlations(records).set_index("compared")
     assert list(table["points"]) == [18, 36, 6, 6, 6] and list(table["groups"]) == [3, 18, 1, 1, 1]
-    assert table.loc["all, branch sets", "merged kernel"].startswith("+1.00 (+1.00 to +1.00), chance <0.001")
-    assert table.loc["all, seeds", "merged kernel"].startswith("-1.00")
-    assert table["merged kernel"].iloc[2].startswith("+1.00 (few points)")
-    assert set(table["FC alone"]) == {"-"}, "all are equally flat"
+    assert table.loc["all, branch sets", "merged kernel"] == pytest.approx(1)
+    assert table.loc["all, branch sets", "p, merged kernel"] < 1e-4
+    assert table.loc["all, seeds", "merged kernel"] == pytest.approx(-1)
+    assert table["merged kernel"].iloc[2] == pytest.approx(1)
+    assert table["p, merged kernel"].iloc[2] == pytest.approx(2 / 720)
+    assert table["FC alone"].isna().all() and table["p, FC alone"].isna().all(), "all are equally flat"
+    shown = locality.as_shown(table.reset_index())
+    assert shown.iloc[0]["p, merged kernel"] == "<0.0001" and set(shown["FC alone"]) == {"-"}
     plot_locality.main(["--results", str(tmp_path), "--study", "s"])
     assert (tmp_path / "locality.png").stat().st_size > 10_000 and (tmp_path / "locality.md").is_file()
 

@@ -21,13 +21,11 @@ GROUPED = randomise_norms(PartitionPerceptron(4, 6, (5, 6), 2, (1, 3))).eval()
 @pytest.mark.parametrize(("layer", "grouped"), [(DENSE, False), (GROUPED, True)])
 def test_a_view_is_the_row_of_the_matrix_on_one_scale(layer, grouped):
     shown = kernels.view(layer, 1, (4, 1), (2, 3))
-    smallest = min(
-        float(layer.merged(branches=b)[0][slice(None) if grouped else 1].detach().abs().min()) for b in (False, True)
-    )
-    for row, picture, injected in zip(shown.rows, shown.pictures, (False, True), strict=True):
-        weight = layer.merged(branches=injected)[0].detach()
+    weights = [layer.merged(branches=injected)[0].detach() for injected in (False, True)]
+    smallest = min(float((weight if grouped else weight[1]).abs().min()) for weight in weights)
+    for row, picture, weight in zip(shown.rows, shown.pictures, weights, strict=True):
         # output channel 4 is the second of group 1; rows and columns in the order (channel, y, x)
-        expected = weight[1, 1 * 30 + 2 * 6 + 3, 1 * 30 : 2 * 30] if grouped else weight[1, 2 * 6 + 3]
+        expected = weight[1, 30 + 2 * 6 + 3, 30:60] if grouped else weight[1, 2 * 6 + 3]
         assert torch.equal(row, expected)
         torch.testing.assert_close(picture.flatten(), (expected.double().abs() / smallest).log(), atol=1e-9, rtol=0)
     assert torch.nonzero(shown.seen).tolist() == [[y, x] for y in (1, 2, 3) for x in (2, 3, 4)]

@@ -105,6 +105,26 @@ def test_whoever_registers_twice_waits_once(monkeypatch):
     assert importlib.util.find_spec("timm").name == "timm"
 
 
+def test_what_networks_are_made_of_does_not_begin_with_timm():
+    """timm imports the networks when it is there: whoever imports it first must not be needed by them then."""
+    imports_of = {}
+    for path in (ROOT / "repmlp").rglob("*.py"):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        body = ast.parse(path.read_text()).body
+        found = [node.module for node in body if isinstance(node, ast.ImportFrom)]
+        imports_of[name] = found + [alias.name for node in body if isinstance(node, ast.Import) for alias in node.names]
+    reached, todo = set(), list(imports.NETWORKS)
+    while todo:
+        name = todo.pop()
+        if name in imports_of and name not in reached:
+            reached.add(name)
+            todo += imports_of[name]
+    assert "repmlp.models.mixers" in reached and "repmlp.injection" in reached
+    for name in reached:
+        inside = name.startswith("repmlp.models.")  # behind `import timm` in repmlp/models/__init__.py
+        assert inside or not any(module.split(".")[0] == "timm" for module in imports_of[name]), name
+
+
 def test_names_of_the_package_agree():
     """What a type checker sees, where the names are, and __all__ are the same; every name is there."""
     tree = ast.parse((ROOT / "repmlp/__init__.py").read_text())

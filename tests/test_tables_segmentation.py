@@ -333,14 +333,15 @@ def test_curves_by_hand(tmp_path, drawn):
     assert len(axes) == 6
     assert axes[0].get_title() == "upernet_slim: mIoU of the net as trained"
     three, five = ("1x1+3x3, embeddings 3x3 (n=2)", "1x1+3x3, embeddings 5x5 (n=1)")
-    assert points(axes[0]) == {three: [(2, 21.0), (3, 32.0)], five: [(3, 50.0)]}
+    # 40: what was measured after the last epoch
+    assert points(axes[0]) == {three: [(2, 21.0), (3, 32.0), (40, 32.0)], five: [(3, 50.0), (40, 50.0)]}
     assert points(axes[1]) == {three: [(1, 2.5), (2, 2.0), (3, 1.5)], five: [(1, 1.0), (2, 0.5), (3, 0.25)]}
     # within distance 1: all of 2x2 and of 1x1; of a flat 4x4 kernel, 4 of 16 at 4 corners, 6 at 8 sides, 9 at 4 others
     locality = points(axes[2])
-    assert locality[three.removesuffix(" (n=2)")] == [(0, 100.0), (1, 80.0), (2, 100.0)]
+    assert locality[three] == [(0, 100.0), (1, 80.0), (2, 100.0)]
     assert locality["flat kernel"] == [(0, 100.0), (1, round(100 * (4 * 4 + 8 * 6 + 4 * 9) / 16**2, 6)), (2, 100.0)]
     # a ResNet has no spatial layers
-    assert points(axes[3]) == {"none (n=1)": [(1, 9.0)]}
+    assert points(axes[3]) == {"none (n=1)": [(1, 9.0), (40, 9.0)]}
     assert [axis.get_visible() for axis in axes] == [True] * 5 + [False]
 
 
@@ -348,5 +349,5 @@ def test_curves_of_runs_that_were_never_evaluated(tmp_path, drawn):
     """With trainer.eval_every beyond the epochs there is a training loss alone."""
     write(tmp_path, 30.0, *CAMVID, curve=curve([2.0, 1.5], {}))
     plot_curves.main(["seg", "--results", str(tmp_path)])
-    assert points(drawn[0].axes[0]) == {"1x1+3x3 (n=1)": []}
+    assert points(drawn[0].axes[0]) == {"1x1+3x3 (n=1)": [(40, 30.0)]}, "what was measured after the last epoch"
     assert points(drawn[0].axes[1]) == {"1x1+3x3 (n=1)": [(1, 2.0), (2, 1.5)]}

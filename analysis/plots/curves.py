@@ -26,11 +26,17 @@ DRAWN = {
 }
 
 
-def mean_curve(runs: pd.DataFrame, field: str) -> pd.Series:
-    """Return the mean over runs of one field of their curves, by epoch counted from 1."""
-    return mean_of(
-        [pd.Series({entry["epoch"] + 1: entry[field] for entry in curve if field in entry}) for curve in runs["curve"]]
-    )
+MARKERS = "os^DvP*X"
+
+
+def curves_of(runs: pd.DataFrame, field: str) -> list[pd.Series]:
+    """Return one field of every run's curve, by epoch counted from 1; what was measured after the last epoch too."""
+    found = []
+    for run in runs.to_dict("records"):
+        curve = {entry["epoch"] + 1: entry[field] for entry in run["curve"] if field in entry}
+        last = {run["epochs"]: run[field]} if run.get(field) is not None else {}
+        found.append(pd.Series({**last, **curve}, dtype=float).sort_index())
+    return found
 
 
 def mean_of(curves: list[pd.Series]) -> pd.Series:
@@ -67,6 +73,8 @@ def near_share(runs: pd.DataFrame, which: str, distance: int = 1) -> pd.Series:
 def draw(records: pd.DataFrame, title: str, stem: Path, task: str = "classification", pdf: bool = False) -> list[Path]:
     """Draw one row of panels a network: top-1 or mIoU, training loss, locality by layer and by epoch.
 
+    Accuracy and loss of every run, and their mean where all of a cell were evaluated; of locality the mean.
+
     The last two show merged kernels and bare ones; they are empty for a network without spatial layers, and the last is
     left out where no run kept its locality by epoch.
     """
@@ -86,15 +94,18 @@ def draw(records: pd.DataFrame, title: str, stem: Path, task: str = "classificat
     for row, model in zip(axes, models, strict=True):
         of_model = records[records["model"] == model]
         for number, ((label, _), runs) in enumerate(of_model.groupby(["label", "cell"], sort=False)):
-            colour = f"C{number}"
+            style = {"color": f"C{number}", "marker": MARKERS[number % len(MARKERS)], "ms": 4}
+            label = f"{label} (n={len(runs)})"
             for axis, field in zip(row, (measure, "train_loss"), strict=False):
-                curve = mean_curve(runs, field)
-                axis.plot(curve.index, curve, color=colour, marker="o", ms=3, label=f"{label} (n={len(runs)})")
-            row[2].plot(100 * near_share(runs, "injected"), color=colour, marker="o", ms=4, label=label)
-            row[2].plot(100 * near_share(runs, "trained"), color=colour, ls=":")
+                each = curves_of(runs, field)
+                for curve in each if len(each) > 1 else ():
+                    axis.plot(curve, **{**style, "ms": 2.5}, lw=0.6, alpha=0.35)
+                axis.plot(mean_of(each), **style, label=label)
+            row[2].plot(100 * near_share(runs, "injected"), **style, label=label)
+            row[2].plot(100 * near_share(runs, "trained"), color=style["color"], ls=":")
             if panels == 4:
-                row[3].plot(index_curve(runs, "injected"), color=colour, marker="o", ms=3, label=label)
-                row[3].plot(index_curve(runs, "trained"), color=colour, ls=":")
+                row[3].plot(index_curve(runs, "injected"), **style, label=label)
+                row[3].plot(index_curve(runs, "trained"), color=style["color"], ls=":")
         for axis in row[2:]:
             axis.set_visible(any(of_model["locality"]))
         layers = next((layers for layers in of_model["locality"] if layers), [])
@@ -119,5 +130,6 @@ def draw(records: pd.DataFrame, title: str, stem: Path, task: str = "classificat
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             axis.grid(alpha=0.3)
             axis.legend(fontsize=7)
-    figure.suptitle(title)
+    several = records.groupby("cell").size().max() > 1
+    figure.suptitle(title + (": means over n runs; thin lines are the runs one by one" if several else ""))
     return save(figure, stem, pdf)

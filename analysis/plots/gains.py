@@ -16,6 +16,8 @@ from table_parts import listed
 from repmlp import branches
 from repmlp.runs.key import branch_label, cell_key
 
+MARKERS = "os^DvP*X"
+RUNS = {"%": "the runs", "points": "the seeds"}  # what the hollow points of a panel are
 NOTE = (
     "Mean top-1 of the last epoch in %, n runs. gain: over {}, in points. Its standard error over seeds, paired where "
     "both have the same ones; where a cell has one run, that of the number of images evaluated alone, which leaves out "
@@ -93,9 +95,16 @@ def measured(at: str, line: str, cell: pd.DataFrame, reference: pd.DataFrame) ->
         "gain": None if itself else top1 - reference["top1_pct"].mean(),
         "gain_error": None if itself else gain_error(cell, reference),
         "of_images": min(len(cell), len(reference)) == 1,
+        "values": by_seed(cell).tolist(),
+        "gains": [] if itself else (by_seed(cell) - by_seed(reference)).dropna().tolist(),
         "params": cell["params"].iloc[0],
         "macs": cell["macs"].iloc[0],
     }
+
+
+def by_seed(cell: pd.DataFrame) -> pd.Series:
+    """Return top-1 of the runs of a cell, by their seed."""
+    return cell.drop_duplicates("seed").set_index("seed")["top1_pct"]
 
 
 def gain_error(cell: pd.DataFrame, reference: pd.DataFrame) -> float:
@@ -133,7 +142,7 @@ def folded(tick: str) -> str:
 def draw(
     table: pd.DataFrame, axis_title: str, title: str, over: str, stem: Path, joined: bool = True, pdf: bool = False
 ) -> list[Path]:
-    """Draw accuracy and gains (over what, in words) side by side, bars of twice the standard error."""
+    """Draw accuracy and gains (over what, in words) side by side: every run, bars of two standard errors each way."""
     ticks = list(dict.fromkeys(at for _, at in sorted(zip(table["place"], table["at"], strict=True))))
     lines = list(dict.fromkeys(table["line"]))
     figure, axes = plt.subplots(1, 2, figsize=(12, 4.4), layout="constrained")
@@ -143,12 +152,18 @@ def draw(
         x = pd.Series([ticks.index(at) for at in of_line["at"]]) + 0.06 * (number - (len(lines) - 1) / 2)
         for axis, value, error in ((axes[0], "top1", "error"), (axes[1], "gain", "gain_error")):
             axis.errorbar(
-                x, of_line[value].astype(float), 2 * of_line[error].astype(float), color=f"C{number}", marker="o", ms=4,
-                capsize=2, lw=1.2, ls="-" if joined else "", label=f"{line} (n={listed(of_line['n'])})",
+                x, of_line[value].astype(float), 2 * of_line[error].astype(float), color=f"C{number}",
+                marker=MARKERS[number % len(MARKERS)], ms=5, capsize=2, lw=1.2, ls="-" if joined else "",
+                label=f"{line} (n={listed(of_line['n'])})",
             )  # fmt: skip
+        for axis, each in ((axes[0], "values"), (axes[1], "gains")):
+            runs = [(at + 0.02, value) for at, found in zip(x, of_line[each], strict=True) for value in found]
+            axis.scatter(*(zip(*runs, strict=True) if runs else ((), ())), s=10, fc="none", ec=f"C{number}", lw=0.7)
     axes[1].axhline(0, color="black", lw=0.8)
-    for axis, name, unit in zip(axes, ("top-1", f"gain over {over}"), ("%", "points"), strict=True):
-        axis.set_title(name, fontsize=10)
+    names = ("top-1 after the last epoch", f"gain over {over}")
+    bars = (bars_words(table["n"] == 1, ""), bars_words(table["of_images"], "of the difference, "))
+    for axis, name, words, unit in zip(axes, names, bars, ("%", "points"), strict=True):
+        axis.set_title(f"{name}\nbars: ±2 standard errors {words}; hollow: {RUNS[unit]}", fontsize=9)
         axis.set_ylabel(unit)
         axis.set_xlabel(axis_title)
         words = [folded(re.sub(r"^(model|data|recipe)\.", "", tick, flags=re.MULTILINE)) for tick in ticks]
@@ -158,10 +173,14 @@ def draw(
         axis.grid(alpha=0.3)
     axes[1].set_xlim(axes[0].get_xlim())  # the reference has no gain
     axes[0].legend(fontsize=8)
-    kinds = {False: "over seeds", True: "of the images where n=1 (seeds left out)"}
-    said = [words for kind, words in kinds.items() if kind in set((table["n"] == 1) | table["of_images"])]
-    figure.suptitle(f"{title}: bars are twice the standard error {', '.join(said)}")
+    figure.suptitle(title)
     return save(figure, stem, pdf)
+
+
+def bars_words(single: pd.Series, of: str) -> str:
+    """Say where the standard errors of the bars come from; single: of each cell, whether one run stands on one side."""
+    words = {False: "over seeds", True: "of the test images where n=1 (the seeds are left out)"}
+    return of + ", ".join(words[kind] for kind in sorted(set(single)))
 
 
 def as_shown(table: pd.DataFrame, axis_title: str) -> pd.DataFrame:

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from correlation import PAIRINGS, permutation_p, rank_correlation
 from figures import save
 from records import layers_of
 
+from repmlp import branches
 from repmlp.locality import locality_index
-from repmlp.runs.key import cell_key, config_key, determining
-from repmlp.statistics import interval, rank_correlation, rank_correlation_samples
+from repmlp.runs.key import branch_label, cell_key, config_key, determining
 
 KINDS = {"injected": "merged kernel", "trained": "FC alone"}
-
 LEAST = 4  # points; of fewer a rank correlation says nothing
-# points; of fewer a rank correlation says nothing
-LEAST_FOR_INTERVAL = 10
-
+COLUMNS = 6  # of panels
 NOTE = (
     "Rank correlation (Spearman) of top-1 with the locality index: the mean over the spatial layers of how much nearer "
     "to the output point its |weight| lies than a flat kernel's (0 flat, 1 all on the point). Ranks in one network, "
     "data and recipe alone. 'branch sets': a point is the mean over the seeds of one set of branches, which are local "
-    "by construction; 'seeds': runs that differ in their seed alone. Interval: 95 %, points drawn anew within these "
-    "groups, from 10 points on; chance: share of random pairings that correlate at least as much."
+    "by construction; 'seeds': runs that differ in their seed alone, groups of two or three points. p: share of all "
+    "pairings within the groups that correlate at least as much, "
+    f"of {PAIRINGS:,} drawn ones where there are more; of four points it cannot be below 0.083. Not corrected for "
+    "their number; a description of the runs that there are, no claim that was named before them."
 )
 
 
@@ -48,54 +49,88 @@ def with_index(records: pd.DataFrame) -> pd.DataFrame:
         config = determining(record["config"])
         alike = {**config, "seed": None, "model": {k: v for k, v in config["model"].items() if k != "kernels"}}
         name = f"{record['model']}, {record['data']}, {record['n_train']:,} images, {record['epochs']} epochs"
+        name += {"32-true": "", "bf16-mixed": ", bf16"}.get(config["precision"], f", {config['precision']}")
         groups.append(f"{name} #{config_key(alike)[:6]}")
     return records.assign(group=groups, cell=[cell_key(config) for config in records["config"]])
 
 
 def correlations(records: pd.DataFrame) -> pd.DataFrame:
-    """Return the table of rank correlations: between sets of branches, of all groups and each; between seeds."""
+    """Return rank correlations between sets of branches, of all groups and each, and between seeds: one a row.
+
+    Columns: compared, points, groups, and of each kind of kernel its name and "p, " and its name; NaN where there are
+    fewer than LEAST points, or all are alike.
+    """
     measures = [*KINDS, "top1_pct"]
     sets = records.groupby(["group", "cell"], as_index=False)[measures].mean()
-    by_group = {name: rows for name, rows in sets.groupby("group") if len(rows) >= LEAST}
+    by_group = {name: points for name, points in sets.groupby("group") if len(points) >= LEAST}
     parts = {
         "all, branch sets": list(dict(list(sets.groupby("group"))).values()),
         "all, seeds": list(dict(list(records.groupby("cell"))).values()),
-        **{f"{name}, branch sets": [rows] for name, rows in by_group.items()},
+        **{f"{name}, branch sets": [points] for name, points in by_group.items()},
     }
     table = []
     for name, groups in parts.items():
-        groups = [rows for rows in groups if len(rows) > 1]
-        points = sum(map(len, groups))
-        row = {"compared": name, "points": points, "groups": len(groups)}
+        groups = [points for points in groups if len(points) > 1]
+        row = {"compared": name, "points": sum(map(len, groups)), "groups": len(groups)}
         for kind, words in KINDS.items():
-            pairs = [(rows[kind].to_numpy(), rows["top1_pct"].to_numpy()) for rows in groups]
-            rho = rank_correlation(pairs) if points >= LEAST else float("nan")
-            row[words] = "-"
-            if rho == rho:
-                samples, chance = rank_correlation_samples(pairs)
-                few = points < LEAST_FOR_INTERVAL
-                between = "(few points)" if few else "({:+.2f} to {:+.2f})".format(*interval(samples))
-                row[words] = f"{rho:+.2f} {between}, chance {f'{chance:.3f}' if chance >= 0.001 else '<0.001'}"
+            pairs = [(points[kind].to_numpy(), points["top1_pct"].to_numpy()) for points in groups]
+            rho = rank_correlation(pairs) if row["points"] >= LEAST else float("nan")
+            row |= {words: rho, f"p, {words}": permutation_p(pairs) if rho == rho else float("nan")}
         table.append(row)
     return pd.DataFrame(table)
 
 
+def as_shown(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the table as it is shown."""
+    shown = table.astype({"points": str, "groups": str})
+    for words in KINDS.values():
+        shown[words] = ["-" if rho != rho else f"{rho:+.2f}" for rho in table[words]]
+        shown[f"p, {words}"] = ["-" if p != p else f"{p:.4f}" if p >= 1e-4 else "<0.0001" for p in table[f"p, {words}"]]
+    return shown
+
+
 def draw(records: pd.DataFrame, table: pd.DataFrame, stem: Path, pdf: bool = False) -> list[Path]:
-    """Draw top-1 less the mean of its group over the index, merged kernel and FC alone; hollow: without branches."""
-    figure, axes = plt.subplots(1, 2, figsize=(12, 5.2), layout="constrained", sharey=True)
-    for axis, (kind, words) in zip(axes, KINDS.items(), strict=True):
-        for number, (group, rows) in enumerate(records.groupby("group")):
-            colour, marker = f"C{number % 10}", "os^Dv"[number // 10 % 5]
-            for bare, face in ((True, "none"), (False, colour)):
-                some = rows[(rows["kernels"].map(len) == 0) == bare]
-                label = None if bare else f"{group} (n={len(rows)})"
-                above = some["top1_pct"] - rows["top1_pct"].mean()
-                axis.scatter(some[kind], above, s=28, facecolors=face, edgecolors=colour, marker=marker, label=label)
-        axis.set_title(f"{words}; between branch sets {table[words].iloc[0]}", fontsize=10)
-        axis.set_xlabel("locality index, mean over spatial layers")
-        axis.axhline(0, color="black", lw=0.8)
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel("top-1 less the mean of its group, points")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=7)
-    figure.suptitle("Does locality predict accuracy? One point a run; hollow: no branches")
+    """Draw top-1 over the index, one point a run: a panel a group, above of the merged kernel, below of the FC alone.
+
+    Groups of fewer than two sets of branches have nothing to compare and no panel.
+    """
+    several = records.groupby("group")["cell"].nunique() > 1
+    groups = list(several[several].index) or sorted(set(records["group"]))
+    sets = sorted({tuple(kernels) for kernels in records["kernels"]}, key=branches.order)
+    style = {kernels: (f"C{i % 10}", "os^DvP*X"[i % 8]) for i, kernels in enumerate(sets)}
+    columns, deep = min(COLUMNS, len(groups)), -(-len(groups) // COLUMNS)
+    figure = plt.figure(figsize=(max(6, 3 * columns), 2 * (2.5 * deep + 0.4) + 0.6), layout="constrained")
+    of_group = table.set_index("compared")
+    for part, (kind, words) in zip(figure.subfigures(2, 1), KINDS.items(), strict=True):
+        between = of_group.loc["all, branch sets"]
+        part.suptitle(f"{words}; between branch sets, all groups: {_found(between, words)}", fontsize=11)
+        axes = part.subplots(deep, columns, squeeze=False).ravel()
+        for axis, group in zip(axes, groups, strict=False):
+            runs = records[records["group"] == group]
+            for kernels in sets:
+                some = runs[[tuple(k) == kernels for k in runs["kernels"]]]
+                colour, marker = style[kernels]
+                axis.scatter(some[kind], some["top1_pct"], s=26, color=colour, marker=marker, alpha=0.8, lw=0)
+            name = f"{group}, branch sets"
+            title = re.sub(r", (?=[\d,]+ images)", "\n", group, count=1)
+            axis.set_title(
+                title + (f"\n{_found(of_group.loc[name], words)}" if name in of_group.index else "\n"), fontsize=7
+            )
+            axis.tick_params(labelsize=7)
+            axis.grid(alpha=0.3)
+        for axis in axes[len(groups) :]:
+            axis.set_visible(False)
+        part.supxlabel("locality index, mean over spatial layers", fontsize=9)
+        part.supylabel("top-1, %", fontsize=9)
+    handles = [
+        plt.Line2D([], [], color=colour, marker=marker, ls="", label=branch_label(kernels))
+        for kernels, (colour, marker) in style.items()
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=8, fontsize=8)
     return save(figure, stem, pdf)
+
+
+def _found(row: pd.Series, words: str) -> str:
+    rho, p = row[words], row[f"p, {words}"]
+    chance = "p < 0.0001" if p < 1e-4 else f"p {p:.2g}"
+    return "no rank correlation" if rho != rho else f"rank correlation {rho:+.2f}, {chance}"

@@ -2,6 +2,8 @@
 
 from types import ModuleType
 
+import timm  # noqa: F401  (before any network: it imports them all when it is there, see repmlp.imports)
+
 from repmlp.imports import submodule
 
 
