@@ -2,12 +2,13 @@
 # make test    set up, run the tests
 # make demo    set up, compare a 3x3 branch with none and with its control on the embedded data set; table, heatmap, explorer
 # make docs    set up, make the guide and the reference as a site: site/index.html
+# make package set up, build and check what a package index takes: dist/
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 WORKERS := --numprocesses auto --maxprocesses 8 --dist worksteal
 
-.PHONY: setup test demo lint docs lock clean
+.PHONY: setup test demo lint docs package lock clean
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml requirements.lock
@@ -32,6 +33,12 @@ lint: setup
 
 docs: setup
 	$(RUN) docs/site.py
+
+# A source archive and a wheel in dist/, checked as a package index does.
+package: setup
+	rm -rf dist
+	$(RUN) -m build
+	$(RUN) -m twine check --strict dist/*
 
 # Pin what is installed now; the markers keep the pins to the Pythons that they were resolved for.
 lock: setup
