@@ -49,7 +49,7 @@ from repmlp.runs.provenance import device_name, processor, versions
 from repmlp.runs.record import write_json
 from repmlp.training.classifier import tops
 from repmlp.training.merge_check import compare_merged
-from repmlp.training.recalls import Recalls
+from repmlp.training.recalls import Recalls, uneven
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -217,9 +217,9 @@ def table(results: Mapping[str, Any]) -> str:
 
 
 def recall_lines(classes: Sequence[Mapping[str, Any]], balanced: float) -> list[str]:
-    """Write the recall of each class, the lowest of many; nothing where all classes have as many images."""
+    """Write the recall of each class, the lowest of many; nothing where classes are even."""
     counts = [each["images"] for each in classes]
-    if min(counts) == max(counts):
+    if not uneven(counts):
         return []
     shown = list(classes)
     if len(shown) > SHOWN:

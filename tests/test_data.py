@@ -145,6 +145,14 @@ def test_cifar_subset_and_holdout(release):
     assert not any(image.numpy().tobytes() in test_images for image in data.eval_set.images)
 
 
+@pytest.mark.parametrize("n_eval", [49, 100])
+def test_cifar_is_evaluated_on_exactly_n_eval_images_and_names_its_classes(release, n_eval):
+    data = build_data({"name": "cifar100", "root": release, "n_eval": n_eval}, 10, 0)
+    data.setup()
+    assert data.n_images == (300, n_eval) == (300, sum(len(labels) for _, labels in data.whole_evaluation()))
+    assert data.info.class_names == tuple(str(i) for i in range(100)) and CIFAR100Data.info.class_names == ()
+
+
 def test_cifar_absent_names_the_remedy(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match=r"download=false.*data\.root=FOLDER.*REPMLP_DATA.*data=patterns"):
         CIFAR100Data(tmp_path / "none", download=False).prepare_data()

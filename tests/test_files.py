@@ -169,7 +169,7 @@ def test_evaluation_needs_no_training_images(tmp_path):
     data.prepare_data()
     data.setup()
     assert data.n_images == (0, 6) and sum(len(labels) for _, labels in data.whole_evaluation()) == 6
-    with pytest.raises(FileNotFoundError, match=r"no folder .*train: int8 takes its scales from training images"):
+    with pytest.raises(FileNotFoundError, match=r"no folder .*train: int8 is calibrated on training images"):
         data.calibration(4)
     for more in ({"holdout": 0.5}, {}):
         data = build_data({**settings, **more}, 4, 0, evaluation_only=bool(more))

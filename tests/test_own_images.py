@@ -15,6 +15,7 @@ from PIL import Image
 from torch import nn
 
 from repmlp.data import build_data
+from repmlp.runs.launch import place_files
 from repmlp.runs.progress import told
 from repmlp.runs.record import read_record
 from repmlp.runs.run import execute
@@ -112,10 +113,10 @@ def test_evaluation_tells_the_recall_of_uneven_classes(run, images, tmp_path):
     assert "Balanced" not in evaluate.table(results)
 
 
-def test_int8_says_that_it_needs_training_images(run, images, tmp_path):
+def test_calibration_says_that_it_needs_training_images(run, images, tmp_path):
     (tmp_path / "val").symlink_to(images / "val")
-    with pytest.raises(FileNotFoundError, match=r"no folder .*train: int8 takes its scales from training images"):
-        script("evaluate").evaluate(evaluation(run[0], tmp_path, "precisions=[int8]"))
+    with pytest.raises(FileNotFoundError, match=r"no folder .*train: int8 is calibrated on training images"):
+        script("evaluate").evaluate(evaluation(run[0], tmp_path, "precisions=[int8]", "calibration_images=4"))
 
 
 def test_other_classes_and_other_data_are_refused(run, images, tmp_path):
@@ -161,6 +162,26 @@ def test_progress_is_told_every_few_seconds(monkeypatch):
     assert lines == ["20 of 50 images, about 18 s left", "40 of 50 images, about 6 s left"]
     clock = iter([0.0] * 10)
     assert len(list(told(batches, 50, lines.append))) == 5 and len(lines) == 2
+
+
+def test_folders_with_any_name_are_taken_from_where_the_user_stands(tmp_path, monkeypatch):
+    monkeypatch.setenv("REPMLP_CWD", str(tmp_path))
+    given = [
+        "data.root=a b",
+        "data.root=../my pets (1)",
+        "weights=x=1.pth",
+        "data.root=null",
+        "data.root='q'",
+        "seed=1",
+    ]
+    assert place_files(given) == [
+        f"data.root={tmp_path}/a b",
+        f"data.root='{tmp_path}/../my pets (1)'",
+        f"weights='{tmp_path}/x=1.pth'",
+        *given[3:],
+    ]
+    parsed = settings("train", *place_files(given[:2]))
+    assert parsed.data.root == f"{tmp_path}/../my pets (1)" and parsed.data.label == "my pets (1)"
 
 
 # ---- predict.py

@@ -107,7 +107,7 @@ class ImageFolderData(DecodedData):
     def calibration(self, n: int) -> DataLoader:
         """n training images (all where there are fewer), spread over the classes, as evaluation would see them."""
         if not (self.root / "train").is_dir():
-            raise FileNotFoundError(f"no folder {self.root / 'train'}: int8 takes its scales from training images")
+            raise FileNotFoundError(f"no folder {self.root / 'train'}: int8 is calibrated on training images")
         labels = torch.tensor(self.train_folder.targets)
         self._check_classes()
         # evaluation needed none of them, so none were chosen

@@ -205,6 +205,8 @@ def run_command(main: Callable[[], None], repository: Path) -> None:
     REPMLP_CWD keeps the folder that the user stands in.
     """
     os.environ.setdefault("REPMLP_CWD", os.getcwd())  # noqa: PTH109  (a worker process inherits it)
+    if data := os.environ.get("REPMLP_DATA"):
+        os.environ["REPMLP_DATA"] = str(place(data))
     os.chdir(repository)
     os.environ.setdefault("REPMLP_LAUNCH", f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{os.getpid()}")
     sys.argv[1:] = quote_file_names(

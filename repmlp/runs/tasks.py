@@ -52,7 +52,11 @@ class Classification:
         """Build the network; it starts from the weights of another where `weights` names a file."""
         net = build_model(run.model, data.info.num_classes)
         if run.weights:
-            log.info("weights from %s; %s", run.weights, start_from(net, Path(run.weights).expanduser()))
+            log.info(
+                "weights from %s; %s",
+                run.weights,
+                start_from(net, Path(run.weights).expanduser(), data.info.class_names),
+            )
         return net
 
     def image_size(self, data: Any) -> int | tuple[int, int]:

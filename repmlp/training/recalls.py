@@ -9,6 +9,11 @@ import torch
 from torch import Tensor
 
 
+def uneven(counts: Sequence[int]) -> bool:
+    """Say whether classes have different numbers of images; by one they may differ in a part of even classes."""
+    return max(counts) - min(counts) > 1
+
+
 class Recalls:
     """Counts, for each class, its images and how many of them were recognised.
 
@@ -27,8 +32,7 @@ class Recalls:
 
     @property
     def uneven(self) -> bool:
-        """Whether classes have different numbers of images."""
-        return bool((self.images != self.images[0]).any())
+        return uneven(self.images.tolist())
 
     def rows(self) -> list[dict[str, Any]]:
         """Return class, images and recall_pct of each class; the recall of a class without images is None."""
