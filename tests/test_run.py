@@ -1,6 +1,7 @@
 """A row from configuration to record: what is in it, what skips it, what resumes it, what it does with bad input."""
 
 import errno
+import io
 import json
 import multiprocessing
 import os
@@ -12,10 +13,12 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, TINY, command, tiny_config
 from hydra.errors import HydraException
+from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -92,10 +95,18 @@ def test_tensorboard_holds_curves_and_kernel_pictures(tmp_path):
     assert execute(config).state == "finished"
     events = EventAccumulator(str(run_folder(config) / "tensorboard"))
     events.Reload()
-    assert "top1_pct" in events.Tags()["scalars"]
+    curves = events.Tags()["scalars"]
+    assert "top1_pct" in curves
+    layers = record_of(config)["curve"][-1]["locality"]["injected"]
+    by_layer = [events.Scalars(name)[-1].value for name in curves if name.startswith("locality_injected/")]
+    assert sorted(by_layer) == pytest.approx(sorted(layers), abs=1e-6) and len(layers) > 1
     pictures = events.Images("kernel/trained_and_injected")
     # two 16x16 or 8x8 kernels side by side and a line between them, eight pixels a cell
     assert len(pictures) == 2 and (pictures[0].width, pictures[0].height) == (8 * 17, 8 * 8)
+    with Image.open(io.BytesIO(pictures[-1].encoded_image_string)) as image:
+        cells = np.asarray(image.convert("L"))[4::8, 4::8]  # (8, 17): both panels and the column between them
+    assert int(cells[:, 8].min()) == 255  # the column between the panels
+    assert cells[3, 9 + 3] == cells[:, 9:].min()  # with the branches, darkest at the point
 
 
 def test_finished_row_is_skipped_with_a_notice_for_another_commit(finished, monkeypatch):
