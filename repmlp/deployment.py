@@ -8,8 +8,6 @@ see DeployedUnit. Biases of the residual branches are carried on as constants in
 from __future__ import annotations
 
 import copy
-import time
-from collections.abc import Sequence
 
 import torch
 import torch.fx
@@ -23,35 +21,21 @@ from repmlp.reparam import fuse_bn
 from repmlp.repmlp_block import RepMLP
 from repmlp.tracing import plain, readable
 
-PRODUCTS = ("images", "positions")  # of an FFN: image by image, its weights on the left; or all positions at once
-ROUNDS = 7  # of a measurement, which takes the quickest: whatever else a machine does only ever adds
 
-
-def deploy(model: nn.Module, *, tune: Tensor | None = None, products: str | Sequence[str] | None = None) -> nn.Module:
+def deploy(model: nn.Module) -> nn.Module:
     """Return a copy for inference without batch norms; the model stays as it was, train-time or merged.
 
     Arithmetic in float64, rounded once to the dtype of the model. The copy takes any image size that the model takes.
     Batch norms may be torch's, SyncBatchNorm, or frozen by timm (timm.layers.freeze_batch_norm_2d).
 
     model: a RepMLPNet, or a network with blocks of the older RepMLP, see fold_batch_norms; in evaluation mode.
-    tune: images (N, in_chans, H, W) like those to come, of the model's dtype, on the CPU: each unit of the copy is
-        timed on them with either product of PRODUCTS for its FFN, and keeps the quicker. A RepMLPNet alone.
-    products: which product, without measuring: one for all units, or one for each, as `DeployedRepMLPNet.products`
-        tells. None: "images". Either gives the same numbers up to rounding. Exported, compiled, traced and
-        differentiated nets do not depend on it, nor do those on a GPU.
     Raises TypeError for another kind of model (timm.utils.reparameterize_model merges any), RuntimeError in training
     mode, ValueError for a backbone that features_only has cut, a batch norm with an activation in it (timm's
-    BatchNormAct2d), weights that are computed from others (pruning, weight norm), and for images to tune with or
-    products that do not fit.
+    BatchNormAct2d), or weights that are computed from others (pruning, weight norm).
 
     >>> net = repmlp.deploy(timm.create_model("repmlpnet_t224").eval())
     >>> logits = net(images)  # (N, 3, 224, 224) -> (N, 1000)
     """
-    if tune is not None and products is not None:
-        raise ValueError("products= chooses what tune= would measure: give one of the two")
-    older = not isinstance(model, RepMLPNet) and any(isinstance(module, RepMLP) for module in model.modules())
-    if older and (tune is not None or products is not None):
-        raise ValueError(f"{type(model).__name__} has no FFN to choose a product for: leave out tune= and products=")
     if not isinstance(model, RepMLPNet) and any(isinstance(module, RepMLP) for module in model.modules()):
         return fold_batch_norms(model)
     if not isinstance(model, RepMLPNet):
@@ -62,12 +46,7 @@ def deploy(model: nn.Module, *, tune: Tensor | None = None, products: str | Sequ
         raise ValueError("the model has no head (features_only, or global_pool=''): deploy the whole network")
     for module in model.modules():
         check_parameters(module)
-    deployed = DeployedRepMLPNet(model).eval()
-    if products is not None:
-        deployed.choose(products)
-    if tune is not None:
-        _tune(deployed, tune)
-    return deployed
+    return DeployedRepMLPNet(model).eval()
 
 
 class DeployedRepMLPNet(nn.Module):
@@ -104,27 +83,6 @@ class DeployedRepMLPNet(nn.Module):
         )
         _fill(self.head.weight, weight * scale)
         _fill(self.head.bias, bias + weight @ shift)
-
-    @torch.jit.unused
-    @property
-    def products(self) -> list[str]:
-        """Return which product the FFN of each unit takes, in the order of the units; see deploy()."""
-        return [PRODUCTS[unit.by_positions] for stage in self.stages for unit in stage]
-
-    @torch.jit.unused
-    def choose(self, products: str | Sequence[str]) -> None:
-        """Set the product of every FFN: one word of PRODUCTS for all units, or one for each.
-
-        Raises ValueError for another word or another number of them.
-        """
-        units = [unit for stage in self.stages for unit in stage]
-        words = [products] * len(units) if isinstance(products, str) else list(products)
-        if len(words) != len(units) or not set(words) <= set(PRODUCTS):
-            raise ValueError(
-                f"products={products!r}: use {' or '.join(map(repr, PRODUCTS))}, or a list of {len(units)} of them"
-            )
-        for unit, word in zip(units, words, strict=True):
-            unit.by_positions = word == "positions"
 
     @readable
     def forward(self, x: Tensor) -> Tensor:
@@ -207,7 +165,6 @@ class DeployedUnit(nn.Module):
         self.ffn1_bias = _frozen((first_bias + first @ shift).unsqueeze(1), dtype)  # (4C, 1)
         self.ffn2 = _frozen(second, dtype)  # (C, 4C)
         self.carried = second_bias.detach()
-        self.by_positions = False  # how the FFN is multiplied, see PRODUCTS
 
     def extra_repr(self) -> str:
         return f"channels={self.scale.numel()}, size={self.size}, share_sets={self.share_sets}"
@@ -224,8 +181,7 @@ class DeployedUnit(nn.Module):
         block = join_tiles(block, (height, width)).reshape(n, c, height * width)
         x = x.reshape(n, c, height * width)
         x = x + block if gate is None else torch.addcmul(x, gate.unsqueeze(2), block)
-        out = ffn_with_residual(x, self.ffn1, self.ffn1_bias, self.ffn2, self.by_positions)
-        return out.view(n, c, height, width)
+        return ffn_with_residual(x, self.ffn1, self.ffn1_bias, self.ffn2).view(n, c, height, width)
 
     def _mix(self, x: Tensor, offset: Tensor) -> Tensor:
         """Return a (W x) + B: (N, C, h, w) -> (N, C/S, S, h*w); offset: B, broadcastable to that."""
@@ -271,36 +227,32 @@ def offset_of_tiles(
 
 
 @torch.fx.wrap
-def ffn_with_residual(
-    x: Tensor, first: Tensor, first_bias: Tensor, second: Tensor, by_positions: bool = False
-) -> Tensor:
+def ffn_with_residual(x: Tensor, first: Tensor, first_bias: Tensor, second: Tensor) -> Tensor:
     """Return x + FFN(x): (N, C, H*W) -> (N, C, H*W); the residual is what the second product is added to.
 
-    first: (4C, C). first_bias: (4C, 1). second: (C, 4C). by_positions: see PRODUCTS; it counts where x is on a CPU and
-    nothing is recorded.
+    first: (4C, C). first_bias: (4C, 1). second: (C, 4C).
     """
     if not torch.jit.is_scripting():
         if torch.jit.is_tracing() or torch.compiler.is_exporting():
-            # a weight on the right stays a constant of the file, and one product; on the left, ONNX would have a copy
-            # of it for every image
-            return _ffn_by_positions(x, first, first_bias, second)
-        if x.device.type == "cpu" and plain(x, first, first_bias, second):
-            at_once = max(1, _HIDDEN_BYTES // (4 * x.shape[1] * x.shape[2] * x.element_size()))
-            if by_positions:
-                parts = [_ffn_by_positions(part, first, first_bias, second) for part in x.split(at_once)]
-                return parts[0] if len(parts) == 1 else torch.cat(parts)
-            if at_once < x.shape[0]:
-                return _ffn_by_parts(x, first, first_bias, second, at_once)
+            # (N, C, H*W) -> (N, H*W, C): a weight on the right stays a constant of the file, and one product; on the
+            # left, ONNX would have a copy of it for every image
+            hidden = F.gelu(F.linear(x.transpose(1, 2), first, first_bias.squeeze(1)))
+            return x + F.linear(hidden, second).transpose(1, 2)
+        at_once = _images_at_once(x, first, first_bias, second)
+        if at_once is not None:
+            return _ffn_by_parts(x, first, first_bias, second, at_once)
     n = x.shape[0]
     hidden = F.gelu(torch.baddbmm(first_bias, first.expand(n, -1, -1), x))
     return torch.baddbmm(x, second.expand(n, -1, -1), hidden)
 
 
-def _ffn_by_positions(x: Tensor, first: Tensor, first_bias: Tensor, second: Tensor) -> Tensor:
-    """As ffn_with_residual, as one product over the positions of all images."""
-    # (N, C, H*W) -> (N, H*W, C) -> (N, H*W, 4C) -> (N, H*W, C) -> (N, C, H*W)
-    hidden = F.gelu(F.linear(x.transpose(1, 2), first, first_bias.squeeze(1)))
-    return x + F.linear(hidden, second).transpose(1, 2)
+def _images_at_once(x: Tensor, *weights: Tensor) -> int | None:
+    """Return how many images the FFN takes at once where it is quicker by parts, else None."""
+    if x.device.type != "cpu" or not plain(x, *weights):
+        return None
+    n, c, positions = x.shape
+    at_once = max(1, _HIDDEN_BYTES // (4 * c * positions * x.element_size()))
+    return at_once if at_once < n else None
 
 
 def _ffn_by_parts(x: Tensor, first: Tensor, first_bias: Tensor, second: Tensor, at_once: int) -> Tensor:
@@ -317,38 +269,6 @@ def _ffn_by_parts(x: Tensor, first: Tensor, first_bias: Tensor, second: Tensor, 
         torch.ops.aten.gelu_(hidden)
         torch.baddbmm(part, second.expand(len(part), -1, -1), hidden, out=out[start : start + at_once])
     return out
-
-
-@torch.no_grad()
-def _tune(net: DeployedRepMLPNet, images: Tensor) -> None:
-    """Time each unit on the maps that it gets of some images, and let its FFN take the quicker product.
-
-    Raises ValueError for images that the network does not take, or that are on no CPU.
-    """
-    weight = net.head.weight
-    fits = isinstance(images, Tensor) and images.dim() == 4 and images.shape[1] == net.in_chans and len(images)
-    if not fits or images.device != weight.device or weight.device.type != "cpu" or images.dtype != weight.dtype:
-        found = (
-            f"{tuple(images.shape)}, {images.dtype}, {images.device}" if isinstance(images, Tensor) else repr(images)
-        )
-        raise ValueError(
-            f"tune={found}: give images (N, {net.in_chans}, H, W) of {weight.dtype} on the CPU, where the network "
-            f"is to run (it is on {weight.device})"
-        )
-    x = net.stem(images.contiguous())
-    for i, stage in enumerate(net.stages):
-        if i:
-            x = net.downsamples[i - 1](x)
-        for unit in stage:
-            quickest = [float("inf")] * len(PRODUCTS)
-            for _ in range(ROUNDS):
-                for choice in range(len(PRODUCTS)):
-                    unit.by_positions = bool(choice)
-                    start = time.perf_counter()
-                    out = unit(x)
-                    quickest[choice] = min(quickest[choice], time.perf_counter() - start)
-            unit.by_positions = quickest[1] < quickest[0]
-            x = out
 
 
 # torch.fx looks for what it is to keep as a call in the module that calls it

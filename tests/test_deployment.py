@@ -14,7 +14,7 @@ from timm.layers import BatchNormAct2d, freeze_batch_norm_2d
 from torch import nn
 from torch.nn.utils import prune
 
-from repmlp import RepMLPNet, deploy, deployment
+from repmlp import RepMLPNet, deploy
 from repmlp.cost import count_macs
 from repmlp.deployment import DeployedUnit
 from repmlp.models.mixers import build_resmlp
@@ -228,80 +228,3 @@ def test_an_embedding_under_pruning_is_refused_where_it_would_be_folded():
     with pytest.raises(ValueError, match="weight of Conv2d is computed from other parameters"):
         deploy(net)
     net.reparameterize()  # merges no embedding
-
-
-def test_either_product_gives_the_same_numbers():
-    net = trained(**NETS["two stages"])
-    x = torch.randn(3, 3, 40, 56, dtype=torch.float64)
-    deployed = deploy(net, products="positions")
-    assert deployed.products == ["positions"] * 4
-    assert deploy(net).products == ["images"] * 4, "what is taken where nothing is measured or said"
-    assert relative(net, deployed, x) < 1e-12
-    single = trained(torch.float32, **NETS["two stages"])
-    assert relative(single, deploy(single, products="positions"), x.float()) < 5e-6
-
-
-def test_products_of_large_batches_are_taken_by_parts(monkeypatch):
-    net = trained(**NETS["two stages"])
-    deployed = deploy(net, products="positions")
-    x = torch.randn(5, 3, 32, 32, dtype=torch.float64)
-    parts, by_positions = [], deployment._ffn_by_positions
-    monkeypatch.setattr(deployment, "_HIDDEN_BYTES", 2 * (4 * 16) * (16 * 16) * 8)  # two images of the first stage
-    monkeypatch.setattr(deployment, "_ffn_by_positions", lambda x, *w: parts.append(len(x)) or by_positions(x, *w))
-    assert relative(net, deployed, x) < 1e-12
-    assert parts[:3] == [2, 2, 1]
-
-
-def test_tuning_keeps_the_quicker_product_of_each_unit(monkeypatch):
-    """A clock that this test sets: by positions is quicker in the second and third unit."""
-    net, now = trained(**NETS["two stages"]), [0.0]
-    forward, order = DeployedUnit.forward, []
-
-    def slow(self, x):
-        if self not in order:
-            order.append(self)
-        now[0] += 1.0 if self.by_positions == (order.index(self) in (1, 2)) else 2.0
-        return forward(self, x)
-
-    monkeypatch.setattr(DeployedUnit, "forward", slow)
-    monkeypatch.setattr(deployment.time, "perf_counter", lambda: now[0])
-    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
-    deployed = deploy(net, tune=x)
-    assert deployed.products == ["images", "positions", "positions", "images"]
-    assert relative(net, deployed, x) < 1e-12
-    assert deploy(net, products=deployed.products).products == deployed.products, "what was measured can be pinned"
-
-
-def test_what_is_recorded_does_not_depend_on_the_choice():
-    net = trained(torch.float32, **NETS["two stages"])
-    x, graphs, scripts = torch.randn(2, 3, 32, 32), set(), set()
-    for products in ("images", "positions"):
-        deployed = deploy(net, products=products)
-        graphs.add(torch.export.export(deployed, (x,)).graph_module.code)
-        scripted = torch.jit.script(deployed)
-        assert relative(net, scripted, x) < 5e-6
-        scripts.add(float(scripted(x).sum()))
-    assert len(graphs) == 1 and len(scripts) == 1
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ({"products": "rows"}, "products='rows': use 'images' or 'positions', or a list of 4 of them"),
-        ({"products": ["images"]}, "or a list of 4 of them"),
-        ({"products": "images", "tune": torch.zeros(1, 3, 32, 32)}, "give one of the two"),
-        ({"tune": torch.zeros(1, 3, 32, 32)}, r"give images \(N, 3, H, W\) of torch.float64 on the CPU"),
-        ({"tune": torch.zeros(0, 3, 32, 32, dtype=torch.float64)}, r"tune=\(0, 3, 32, 32\)"),
-        ({"tune": True}, "tune=True"),
-    ],
-)
-def test_what_cannot_be_tuned_is_said(arguments, words):
-    with pytest.raises(ValueError, match=words):
-        deploy(trained(**NETS["two stages"]), **arguments)
-
-
-def test_older_nets_have_no_ffn_to_tune():
-    with torch.device("meta"):
-        net = timm.create_model("repmlp_res50_224").eval()
-    with pytest.raises(ValueError, match="has no FFN to choose a product for"):
-        deploy(net, products="images")
