@@ -1,12 +1,14 @@
 # make setup   virtual environment in .venv with everything the project needs
 # make test    set up, run the tests
-# make demo    set up, run the locality sweep on the embedded data set, show its table, kernel heatmap and explorer
+# make demo    set up, compare a 3x3 branch with none and with its control on the embedded data set; table, heatmap, explorer
+# make docs    set up, make the guide and the reference as a site: site/index.html
+# make package set up, build and check what a package index takes: dist/
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 WORKERS := --numprocesses auto --maxprocesses 8 --dist worksteal
 
-.PHONY: setup test demo lint lock clean
+.PHONY: setup test demo lint docs package lock clean
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml requirements.lock
@@ -19,7 +21,7 @@ test: setup
 	$(RUN) -m pytest $(WORKERS)
 
 demo: setup
-	$(RUN) experiments/ablate.py +sweep=demo
+	$(RUN) experiments/ablate.py +sweep=demo hydra/launcher=joblib hydra.launcher.n_jobs=2 trainer.threads=1
 	$(RUN) analysis/make_tables.py --study demo
 	$(RUN) analysis/plot_curves.py demo
 	$(RUN) analysis/plot_kernels.py --study demo
@@ -28,6 +30,15 @@ demo: setup
 lint: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+
+docs: setup
+	$(RUN) docs/site.py
+
+# A source archive and a wheel in dist/, checked as a package index does.
+package: setup
+	rm -rf dist
+	$(RUN) -m build
+	$(RUN) -m twine check --strict dist/*
 
 # Pin what is installed now; the markers keep the pins to the Pythons that they were resolved for.
 lock: setup

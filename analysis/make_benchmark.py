@@ -11,18 +11,13 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import pandas as pd
-from figures import save
-from matplotlib.axes import Axes
-from matplotlib.text import Text
-from matplotlib.ticker import FuncFormatter
-from matplotlib.transforms import Bbox
 from options import Parser
+from plots.throughput import draw
 from table_parts import emit, read_paper
 
 from repmlp.runs.key import branch_label
@@ -212,77 +207,6 @@ def scaling_table(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
-def draw(rows: pd.DataFrame, title: str, stem: Path, pdf: bool = False) -> list[Path]:
-    """Draw the paper's top-1 over our measured throughput, RepMLPNet deployed and plain, and its peers, if any."""
-    paper = read_paper()
-    paper = paper[paper["table"].isin(("2", "3"))]
-    # one top-1 a network: that of the shortest training, the authors' own run, where there are several
-    by_epochs = paper.sort_values("epochs", key=lambda column: column.astype(int), kind="stable")
-    one_each = by_epochs.drop_duplicates(["model", "input"])
-    figure, axis = plt.subplots(figsize=(8, 5.5), layout="constrained")
-    named: list[tuple[float, float, str]] = []
-    for form, colour, marker in (("deployed", "C0", "o"), ("plain", "C1", "s"), ("fused", "grey", "^")):
-        of_form = rows[rows["form"] == form].set_index(["model", "img_size"])
-        points = []
-        for row in one_each.itertuples():
-            if (row.model, int(row.input)) in of_form.index:
-                speed = float(of_form.loc[(row.model, int(row.input))]["images_per_second"])
-                points.append((speed, row.top1_pct, row.label))
-        if not points:
-            continue
-        name = {"deployed": "RepMLPNet, deployed", "plain": "RepMLPNet, straightforward", "fused": "others (timm)"}[
-            form
-        ]
-        for helped, face in ((False, colour), (True, "none")):
-            some = [p[:2] for p in points if ("DeiT" in p[2]) is helped]
-            words = f"{name}, 400 epochs and distilled" if helped else name
-            if some:
-                axis.scatter(*zip(*some, strict=True), fc=face, ec=colour, marker=marker, label=words, zorder=3)
-        if form != "plain":
-            named += [
-                (s, t, re.sub(r"RepMLPNet-| \(authors' run\)| \+ DeiT-train", "", label)) for s, t, label in points
-            ]
-    if not axis.collections:
-        plt.close(figure)
-        return []
-    axis.set_xscale("log")
-    axis.margins(x=0.2, y=0.08)
-    for ticks in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
-        ticks(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_xlabel("images a second, measured")
-    axis.set_ylabel("top-1 on ImageNet as printed in the paper, %")
-    axis.grid(alpha=0.3, which="both")
-    axis.legend(loc="lower left")
-    axis.set_title(title, fontsize=10)
-    label_points(axis, named)
-    return save(figure, stem, pdf)
-
-
-def label_points(axis: Axes, named: Sequence[tuple[float, float, str]]) -> None:
-    """Write a name beside each point (x, y, name): the first place of eight where it hides no other name."""
-    figure = axis.get_figure()
-    figure.draw_without_rendering()
-    renderer = figure.canvas.get_renderer()
-    # the points themselves, three pixels to each side
-    centres = [axis.transData.transform(point) for path in axis.collections for point in path.get_offsets()]
-    taken = [Bbox.from_extents(x - 3, y - 3, x + 3, y + 3) for x, y in centres]
-    places = [(6, 4, "left"), (6, -11, "left"), (-6, 4, "right"), (-6, -11, "right")]
-    places += [(dx * 2, dy * 2.6, side) for dx, dy, side in places]
-    for x, y, name in sorted(named):
-        for dx, dy, side in places:
-            line = {"arrowstyle": "-", "lw": 0.6, "color": "grey", "shrinkB": 3} if abs(dy) > 12 else None
-            text = axis.annotate(
-                name, (x, y), textcoords="offset points", xytext=(dx, dy), ha=side, fontsize=8, arrowprops=line
-            )
-            text.update_positions(renderer)
-            box = Text.get_window_extent(text)  # without the line
-            if not any(box.overlaps(other) for other in taken):
-                break
-            if (dx, dy, side) != places[-1]:
-                text.remove()
-        taken.append(box)
-
-
 def slug_of(where: Mapping[str, Any]) -> str:
     """Return the part of a file name that tells a setting."""
     slug = "_".join(re.sub(r"\W+", "-", str(where[name])) for name in ("device", "dtype", "engine"))
@@ -329,7 +253,7 @@ def main(argv: list[str] | None = None) -> None:
                 f"{where['threads']} threads"
             )
             for path in draw(rows, title, folder / f"throughput_{slug_of(where)}", options.pdf):
-                print(path)
+                print(f"wrote {path}")
     for kind, slow in (("training", "plain"), ("merging", "identity"), ("conv_to_fc", "identity")):
         if kind in of_kind and len(table := pairs_table(of_kind[kind], slow)):
             words = note(of_kind[kind]) + " MiB: on top of what is there."

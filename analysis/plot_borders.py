@@ -187,7 +187,7 @@ def main(argv: list[str] | None = None) -> None:
     title = f"Borders of tiles, study {options.study}"
     emit("borders", title, NOTE.format(**records[0]), table(records, found), folder, options.latex)
     for path in draw(records, found, title, folder / "borders", options.pdf):
-        print(path)
+        print(f"wrote {path}")
 
 
 if __name__ == "__main__":

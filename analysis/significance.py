@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import statsmodels.formula.api as smf
-from cells import differing_settings
+from records import differing_settings
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 

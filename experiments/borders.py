@@ -130,7 +130,7 @@ def borders(config: DictConfig) -> tuple[Path, dict[str, Any]]:
     tile = tile_of(net, config.tile)
     _check_grid(tile, config.step, config.bin)
     settings = OmegaConf.to_container(config.data, resolve=True)
-    data = build_segmentation_data(settings, batch_size=1, seed=0)  # of training, which there is none of
+    data = build_segmentation_data(settings, batch_size=1, seed=0, evaluation_only=True)
     data.prepare_data()
     check_num_classes(checkpoint, net, settings["name"], data.info.num_classes)
     data.setup()

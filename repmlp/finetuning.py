@@ -5,6 +5,8 @@ Not in the papers, which train every network from nothing.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,17 +42,20 @@ class Start(NamedTuple):
         return "; ".join(words)
 
 
-def start_from(net: nn.Module, path: Path | str) -> Start:
+def start_from(net: nn.Module, path: Path | str, classes: Sequence[str] = ()) -> Start:
     """Load the weights of a file into a network, in place, as far as they are the same network's.
 
-    The classifier stays fresh where it has another number of classes, and so do branches that the file has not. A
-    RepMLPNet trained at another image size is resized first (see repmlp.resize).
+    The classifier stays fresh where it has other classes, by their number or by their names, and so do branches that
+    the file has not. A RepMLPNet trained at another image size is resized first (see repmlp.resize).
 
     net: train-time network with `get_classifier()`, as timm's have it. path: what `repmlp.load` reads.
+    classes: names of the network's classes, where they are known; compared with those that a file of ours tells.
     Raises FileNotFoundError; ValueError, before anything is changed, where the file holds merged weights, branches that
     the network has not, or another network, naming the first parameter that differs.
     """
-    model = open_checkpoint(path).model
+    model, _, metadata = open_checkpoint(path)
+    trained = json.loads(metadata.get("classes", "[]"))
+    other_classes = bool(trained and classes) and trained != list(classes)
     resized = None
     if isinstance(model, RepMLPNet) and isinstance(net, RepMLPNet) and model.img_size != net.img_size:
         resized, model = model.img_size, resize(model, net.img_size)
@@ -59,7 +64,8 @@ def start_from(net: nn.Module, path: Path | str) -> Start:
     fresh: dict[str, None] = {}
     for name in [*own, *(name for name in there if name not in own)]:
         module = name.rpartition(".")[0]
-        if name in own and name in there and own[name].shape == there[name].shape:
+        same = name in own and name in there and own[name].shape == there[name].shape
+        if same and not (other_classes and module == head):
             continue
         if module == head and name in own:
             fresh[head] = None

@@ -136,9 +136,8 @@ def command(*arguments: str, check: bool = False, fresh: bool = False, **kwargs)
     environment |= kwargs.pop("env", {})
     script, cwd = str(ROOT / arguments[0]), str(kwargs.pop("cwd", "/"))
     read_at_start = {name for name in environment if name.startswith(("OMP_", "PYTHON", "LD_"))}
-    fresh |= any(
-        word in text for text in arguments for word in ("launcher=", "devices=2")
-    )  # start processes themselves
+    # these start processes themselves, which wants a Python that is no fork
+    fresh |= any(word in text for text in arguments for word in ("launcher=", "devices=2"))
     if fresh or kwargs or sys.platform != "linux" or any(environment[n] != os.environ.get(n) for n in read_at_start):
         return subprocess.run(
             [sys.executable, script, *arguments[1:]],

@@ -17,6 +17,13 @@ from repmlp.runs.run import execute
 
 sys.path.insert(0, str(ROOT / "analysis"))
 make_tables = importlib.import_module("make_tables")
+curves = importlib.import_module("plots.curves")
+gains = importlib.import_module("plots.gains")
+kernels = importlib.import_module("plots.kernels")
+locality = importlib.import_module("plots.locality")
+paper = importlib.import_module("paper_tables.classification")
+studies = importlib.import_module("study_tables.classification")
+of_settings = importlib.import_module("study_tables.settings")
 plot_curves = importlib.import_module("plot_curves")
 plot_kernels = importlib.import_module("plot_kernels")
 plot_locality = importlib.import_module("plot_locality")
@@ -54,7 +61,7 @@ def test_bare_command_is_the_papers_recipe_and_fills_table_5(tmp_path):
     write(tmp_path, 12.0, "model=resmlp12_cifar", "model.width=64")
     write(tmp_path, 61.0, "model=resmlp12_cifar", "model.kernels=[]", "trainer.precision=bf16-mixed")
     write(tmp_path, 64.0, "model=resmlp12_cifar", "model.kernels=[3]", "trainer.precision=bf16-mixed")
-    table = make_tables.paper_table("5", load_records(tmp_path))
+    table = paper.ablation_table("5", load_records(tmp_path))
     both = cell(table, "repmlpnet_cifar", "1x1+3x3")
     assert (both["ours top-1"], both["difference"]) == ("67.50 ± 0.71 (n=2)", "+0.07")
     none, three = cell(table, "resmlp12_cifar", "none"), cell(table, "resmlp12_cifar", "3x3")
@@ -65,12 +72,12 @@ def test_bare_command_is_the_papers_recipe_and_fills_table_5(tmp_path):
 
 
 def test_table_5_counts_are_the_printed_ones():
-    table = make_tables.paper_table("5", pd.DataFrame())
+    table = paper.ablation_table("5", pd.DataFrame())
     both = cell(table, "resmlp12_cifar", "1x1+3x3")
     assert (both["our MACs"], both["our params"], both["our params, BN as 4"]) == ("+7,864,320", "+168", "+216")
     plain = cell(table, "repmlpnet_cifar", "none")
     assert (plain["our MACs"], plain["our params"]) == ("468,329,472", "8,305,284")
-    assert list(make_tables.paper_table("4", pd.DataFrame())["our params"])[::3] == ["37,810,696", "67,188,232"]
+    assert list(paper.ablation_table("4", pd.DataFrame())["our params"])[::3] == ["37,810,696", "67,188,232"]
 
 
 def test_table_2_holds_full_imagenet_records_alone(tmp_path):
@@ -88,20 +95,20 @@ def test_table_2_holds_full_imagenet_records_alone(tmp_path):
     row(14.0, 1_281_167, "model.share_sets=[2,8,32,256]")
     row(70.0, 1_281_167, "model=timm", "model.variant=resmlp_12_224", "recipe.epochs=120")
     records = load_records(tmp_path)
-    table = make_tables.imagenet_table("2", records, tmp_path).set_index("model")
+    table = paper.imagenet_table("2", records, tmp_path).set_index("model")
     t224 = table.loc["RepMLPNet-T224"]
     assert (t224["ours top-1"], t224["difference"]) == ("76.50 ± 0.71 (n=2)", "+0.10")
     assert (t224["our MACs G"], t224["our params M"], t224["released top-1"]) == ("2.798", "38.29", "76.62")
     assert table.loc["ResMLP-S12 (authors' run)", "difference"] == "-0.40"
     assert table.loc["ResMLP-S12 + DeiT-train", "ours top-1"] == "", "400 epochs are another recipe"
-    table5 = make_tables.paper_table("5", records)
+    table5 = paper.ablation_table("5", records)
     assert list(table5[table5["model"] == "repmlpnet_t224"]["ours top-1"]) == ["12.00 (n=1)", "76.50 ± 0.71 (n=2)"]
 
 
 def test_printed_counts_follow_from_the_nets():
     """Params and MACs as printed, but for peers that timm builds otherwise and what is printed truncated."""
     for number in ("2", "3"):
-        table = make_tables.imagenet_table(number, pd.DataFrame(), ROOT / "none")
+        table = paper.imagenet_table(number, pd.DataFrame(), ROOT / "none")
         for row in table.to_dict("records"):
             if row["our MACs G"] and row["model"] not in ("ResNet-101", "ResNeXt-101", "RepMLPNet-L256"):
                 assert abs(float(row["our MACs G"]) - float(row["paper MACs G"])) < 0.1, row
@@ -110,12 +117,12 @@ def test_printed_counts_follow_from_the_nets():
 
 
 def test_table_1_is_the_papers_and_shows_measured_merge_errors(tmp_path):
-    table = make_tables.variants_table(tmp_path)
+    table = paper.variants_table(tmp_path)
     assert list(table["merge error float64"]) == [""] * 6
     assert [round(int(n.replace(",", "")) / 1e6, 1) for n in table["merged, conv and linear"]] == [
         float(n) for n in table["paper params M"]
     ]
-    table = make_tables.variants_table(ROOT / "results")
+    table = paper.variants_table(ROOT / "results")
     assert all(float(error) < 1e-12 for error in table["merge error float64"])
 
 
@@ -134,7 +141,7 @@ def test_throughput_appears_where_it_was_measured(tmp_path):
     for i, (form, speed) in enumerate((("plain", 90.0), ("merged", 50.0), ("deployed", 70.5))):
         record = {**common, "engine": "eager", "form": form, "images_per_second": speed}
         (folder / f"{i}.json").write_text(json.dumps(record))
-    table = make_tables.imagenet_table("3", pd.DataFrame(), tmp_path)
+    table = paper.imagenet_table("3", pd.DataFrame(), tmp_path)
     assert list(table["our images/s (X, 2 threads, batch 8)"]) == ["70.5", "", "", ""]
 
 
@@ -142,7 +149,7 @@ def test_gains_are_differences_of_means_and_claim_nothing(tmp_path):
     for kernels, values in (("[]", (50.0, 51.0)), ("[1]", (50.5, 51.5)), ("[3]", (55.0, 56.0))):
         for seed, top1 in enumerate(values):
             write(tmp_path, top1, f"seed={seed}", f"model.kernels={kernels}")
-    table = make_tables.study_table(load_records(tmp_path)).set_index("branches")
+    table = studies.study_table(load_records(tmp_path)).set_index("branches")
     assert list(table.loc[["none", "1x1", "3x3"], "gain"]) == ["", "+0.50", "+5.00"]
     assert "clear" not in table and table.loc["3x3", "top-1"] == "55.50 ± 0.71 (n=2)"
 
@@ -150,8 +157,8 @@ def test_gains_are_differences_of_means_and_claim_nothing(tmp_path):
 def test_a_study_shows_no_columns_of_other_studies(tmp_path):
     write(tmp_path, 50.0, "model=resmlp12_cifar")
     records = load_records(tmp_path).assign(texture_pct=float("nan"))
-    assert "texture" not in make_tables.study_table(records)
-    assert "texture" in make_tables.study_table(records.assign(texture_pct=3.0))
+    assert "texture" not in studies.study_table(records)
+    assert "texture" in studies.study_table(records.assign(texture_pct=3.0))
 
 
 def test_only_runs_of_one_setting_are_averaged(tmp_path):
@@ -164,7 +171,7 @@ def test_only_runs_of_one_setting_are_averaged(tmp_path):
         write(tmp_path, top1, *overrides)
     settings = dict(by_setting(load_records(tmp_path)))
     assert sorted(map(len, settings.values())) == [1, 3] and all(settings)
-    tables = [make_tables.study_table(rows) for rows in settings.values()]
+    tables = [studies.study_table(rows) for rows in settings.values()]
     assert sorted(cell for table in tables for cell in table["top-1"]) == [
         "10.00 (n=1)", "51.00 ± 1.41 (n=2)", "80.00 (n=1)",
     ]  # fmt: skip
@@ -178,7 +185,7 @@ def test_settings_that_differ_stand_beside_each_other(tmp_path):
         (56.0, ["recipe.decay_all=true"]),
     ):
         write(tmp_path, top1, "data.holdout=0.1", *overrides)
-    table = make_tables.settings_table(load_records(tmp_path))
+    table = of_settings.settings_table(load_records(tmp_path))
     assert list(table.columns) == ["recipe.lr_per_256", "recipe.decay_all", "top-1", "of images"]
     assert sorted(map(tuple, table.to_numpy().tolist())) == [
         ("0.001", "-", "51.00 ± 1.41 (n=2)", "10,000"),
@@ -214,27 +221,25 @@ def trained(tmp_path_factory):
     return folder
 
 
-def test_commands_make_tables_and_pictures(trained):
+def test_commands_make_tables_and_pictures(trained, capsys):
     results, outputs = trained / "results", trained / "outputs"
-    done = command("analysis/make_tables.py", "--results", str(results), check=True)
-    assert "## Table 5" in done.stdout and "## Study s" in done.stdout
-    assert "texture" in done.stdout and "arrangement" in done.stdout and "not comparable" in done.stdout
-    for name, more in (("tables/table4", {".tex"}), ("tables/table5", {".tex"}), ("s/table", set())):
-        assert {p.suffix for p in results.glob(f"{name}.*")} == {".md", ".csv"} | more
-    command("analysis/make_tables.py", "s", "--latex", "--results", str(results), check=True)
-    assert (results / "s/table.tex").is_file()
-    assert r"\begin{tabular}" in (results / "tables/table5.tex").read_text()
-    done = command(
-        "analysis/plot_kernels.py", "--study", "s", "--results", str(results), "--outputs", str(outputs), check=True
-    )
-    assert len([p for p in (results / "s").iterdir() if p.name.startswith("kernel_")]) == 2
-    assert "injected" in done.stdout
     where = ["--results", str(results), "--outputs", str(outputs)]
+    done = command("analysis/make_tables.py", "s", "--results", str(results), check=True)
+    assert "## Study s" in done.stdout and f"wrote {results / 's/table'}.md, .csv" in done.stdout
+    assert "texture" in done.stdout and "arrangement" in done.stdout and "not comparable" in done.stdout
+    assert {p.suffix for p in results.glob("s/table.*")} == {".md", ".csv"}
+    make_tables.main(["s", "--latex", "--results", str(results)])
+    assert r"\begin{tabular}" in (results / "s/table.tex").read_text()
+    plot_kernels.main(["--study", "s", *where, "--pdf"])
+    assert len([p for p in (results / "s").iterdir() if p.name.startswith("kernel_")]) == 2
+    shown = capsys.readouterr().out
+    assert "injected" in shown and f"wrote {results}/s/kernel_" in shown
     done = command("analysis/explore_kernels.py", "--study", "s", *where, check=True)
     written = Path(done.stdout.split("  (")[0])
     assert written.parent == outputs / "explorer" and "holds all 4 layers" in written.read_text()
-    command("analysis/plot_curves.py", "s", "--results", str(results), check=True)
+    plot_curves.main(["s", "--results", str(results)])
     assert (results / "s/curves.png").stat().st_size > 10_000
+    assert f"wrote {results / 's/curves.png'}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -254,9 +259,10 @@ def test_commands_make_tables_and_pictures(trained):
 def test_bad_input_is_one_line(trained, script, arguments, words):
     where = ["--results", str(trained / "results")]
     where += ["--outputs", str(trained / "outputs")] if script == "plot_kernels" else []
-    done = command(f"analysis/{script}.py", *arguments, *where)
-    assert done.returncode == 1 and done.stderr.startswith("error: ") and words in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    with pytest.raises(SystemExit) as ended:  # Python prints the words and exits with 1
+        importlib.import_module(script).main([*arguments, *where])
+    assert ended.value.code.startswith("error: ") and words in ended.value.code
+    assert len(ended.value.code.splitlines()) == 1
 
 
 def test_points_outside_that_exceed_some_inside():
@@ -264,9 +270,9 @@ def test_points_outside_that_exceed_some_inside():
     values[1:4, 1:4] = 2.0
     values[2, 2], values[0, 4], values[4, 0], values[0, 0] = 9.0, 5.0, 3.0, 1.0
     inside = torch.zeros(5, 5, dtype=torch.bool)
-    assert plot_kernels.outside_stronger(values, inside) == []
+    assert kernels.outside_stronger(values, inside) == []
     inside[1:4, 1:4] = True
-    assert plot_kernels.outside_stronger(values, inside) == [(0, 4), (4, 0)]
+    assert kernels.outside_stronger(values, inside) == [(0, 4), (4, 0)]
 
 
 def test_outline_of_cells():
@@ -274,7 +280,7 @@ def test_outline_of_cells():
     cells = torch.zeros(4, 5, dtype=torch.bool)
     cells[:2, :3] = True
     cells[3, 4] = True
-    lines = plot_kernels.outline(cells)
+    lines = kernels.outline(cells)
     assert len(lines) == len(set(map(tuple, lines))) == 2 * (2 + 3) + 4
     assert {((x0, y0), (x1, y1)) for (x0, y0), (x1, y1) in lines if y0 == y1} == {
         ((x - 0.5, y - 0.5), (x + 0.5, y - 0.5))
@@ -295,7 +301,7 @@ def test_gains_are_over_the_fewest_branches_at_the_same_settings(tmp_path):
         write(tmp_path, top1, *overrides)
     records = load_records(tmp_path)
     records["n_train"] = [config["data"]["n_train"] or 50_000 for config in records["config"]]
-    table, axis = plot_study.cells(records)
+    table, axis = gains.cells(records)
     assert axis == "data.n_train (others change with it)"
     assert list(table["at"]) == ["5000", "5000", "50000", "50000"] and list(table["line"]) == ["none", "1x1+3x3"] * 2
     assert list(table["n"]) == [1, 1, 2, 2] and list(table["top1"]) == [20, 20, 51, 60]
@@ -311,7 +317,7 @@ def test_branches_are_the_axis_where_nothing_else_but_the_network_differs(tmp_pa
     for model, tops in (("repmlpnet_cifar", (59, 65)), ("resmlp12_cifar", (55, 63))):
         for kernels, top1 in zip(("[]", "[1,3,5]"), tops, strict=True):
             write(tmp_path, float(top1), f"model={model}", f"model.kernels={kernels}")
-    table, axis = plot_study.cells(load_records(tmp_path))
+    table, axis = gains.cells(load_records(tmp_path))
     assert axis == "branches" and list(table["at"]) == ["none", "1x1+3x3+5x5"] * 2
     assert list(table["line"]) == ["repmlpnet_cifar"] * 2 + ["resmlp12_cifar"] * 2
     assert list(table["gain"].dropna()) == [6, 8]
@@ -320,13 +326,13 @@ def test_branches_are_the_axis_where_nothing_else_but_the_network_differs(tmp_pa
 def test_share_sets_stand_in_the_order_of_their_numbers(tmp_path):
     for sets in ("[16,64]", "[8,32]", "[2,8]"):
         write(tmp_path, 50.0, f"model.share_sets={sets}")
-    assert list(plot_study.cells(load_records(tmp_path))[0]["at"]) == ["2,8", "8,32", "16,64"]
+    assert list(gains.cells(load_records(tmp_path))[0]["at"]) == ["2,8", "8,32", "16,64"]
 
 
 def test_steps_are_compared_with_the_recipe_that_they_change(tmp_path):
     for top1, step in ((60.0, "plain"), (61.0, "mixup"), (58.0, "longer"), (63.0, "[mixup,rand_augment]")):
         write(tmp_path, top1, f"+change={step}", "data.holdout=0.1")
-    table = plot_study.steps(load_records(tmp_path)).set_index("at")
+    table = gains.steps(load_records(tmp_path)).set_index("at")
     assert list(table["gain"].dropna()) == [1, 3, -2] and list(table.index) == [
         "reference", "recipe.mixup=0.4", "data.randaugment=9\nrecipe.mixup=0.4",
         "recipe.epochs=300\nrecipe.warmup_epochs=30",
@@ -344,9 +350,12 @@ def test_curves_are_means_of_the_same_runs():
     """A run that was evaluated less often does not pull the mean to itself where it was."""
     often = [{"epoch": e, "top1_pct": 10.0 * e, "locality": {"trained": [0.0], "injected": [e]}} for e in range(1, 6)]
     runs = pd.DataFrame({"curve": [often, [{"epoch": 4, "top1_pct": 20.0}, {"epoch": 2, "top1_pct": 40.0}]]})
-    assert plot_curves.mean_curve(runs, "top1_pct").to_dict() == {3: 30.0, 5: 30.0}
-    assert plot_curves.index_curve(runs, "injected").to_dict() == {2: 1, 3: 2, 4: 3, 5: 4, 6: 5}
-    assert plot_curves.index_curve(runs.tail(1), "injected").empty
+    runs = runs.assign(epochs=7, top1_pct=[70.0, 50.0])
+    each = curves.curves_of(runs, "top1_pct")
+    assert [list(curve.index) for curve in each] == [[2, 3, 4, 5, 6, 7], [3, 5, 7]], "every evaluation that exists"
+    assert curves.mean_of(each).to_dict() == {3: 30.0, 5: 30.0, 7: 60.0}
+    assert curves.index_curve(runs, "injected").to_dict() == {2: 1, 3: 2, 4: 3, 5: 4, 6: 5}
+    assert curves.index_curve(runs.tail(1), "injected").empty
 
 
 def test_locality_is_ranked_within_runs_that_can_be_compared(tmp_path):
@@ -366,15 +375,19 @@ def test_locality_is_ranked_within_runs_that_can_be_compared(tmp_path):
     bare, older = compose_config("model.width=8", "model=resmlp12_cifar"), compose_config("seed=9")
     write_record(record_path(tmp_path, "s", run_key(bare)), {**full_record(bare, 1.0), "locality": []})
     write_record(record_path(tmp_path, "s", run_key(older)), full_record(older, 1.0))  # no such field
-    records = plot_locality.with_index(load_records(tmp_path))
+    records = locality.with_index(load_records(tmp_path))
     assert len(records) == 36 and records["group"].nunique() == 3 and records["cell"].nunique() == 18
     assert sorted(records["injected"])[:2] == pytest.approx([0.0, 0.01]) and set(records["trained"]) == {0.0}
-    table = plot_locality.correlations(records).set_index("compared")
+    table = locality.correlations(records).set_index("compared")
     assert list(table["points"]) == [18, 36, 6, 6, 6] and list(table["groups"]) == [3, 18, 1, 1, 1]
-    assert table.loc["all, branch sets", "merged kernel"].startswith("+1.00 (+1.00 to +1.00), chance <0.001")
-    assert table.loc["all, seeds", "merged kernel"].startswith("-1.00")
-    assert table["merged kernel"].iloc[2].startswith("+1.00 (few points)")
-    assert set(table["FC alone"]) == {"-"}, "all are equally flat"
+    assert table.loc["all, branch sets", "merged kernel"] == pytest.approx(1)
+    assert table.loc["all, branch sets", "p, merged kernel"] < 1e-4
+    assert table.loc["all, seeds", "merged kernel"] == pytest.approx(-1)
+    assert table["merged kernel"].iloc[2] == pytest.approx(1)
+    assert table["p, merged kernel"].iloc[2] == pytest.approx(2 / 720)
+    assert table["FC alone"].isna().all() and table["p, FC alone"].isna().all(), "all are equally flat"
+    shown = locality.as_shown(table.reset_index())
+    assert shown.iloc[0]["p, merged kernel"] == "<0.0001" and set(shown["FC alone"]) == {"-"}
     plot_locality.main(["--results", str(tmp_path), "--study", "s"])
     assert (tmp_path / "locality.png").stat().st_size > 10_000 and (tmp_path / "locality.md").is_file()
 
@@ -384,10 +397,10 @@ def test_runs_that_differ_in_more_than_the_seed_are_no_cell(tmp_path):
         for kernels, gain in (("[]", 0.0), ("[1,3]", 5.0)):
             write(tmp_path, top1 + gain, f"model.share_sets={sets}", f"model.kernels={kernels}")
     write(tmp_path, 55.0, "model=resmlp12_cifar", "model.kernels=[]")
-    table, axis = plot_study.cells(load_records(tmp_path))
+    table, axis = gains.cells(load_records(tmp_path))
     assert axis == "model.share_sets" and list(table["n"]) == [1] * 5 and list(table["gain"].dropna()) == [5, 5]
     write(tmp_path, 61.0, "model.share_sets=[8,32]", "model.kernels=[]", "data.n_train=50000")  # null, written out
-    table, _ = plot_study.cells(load_records(tmp_path))
+    table, _ = gains.cells(load_records(tmp_path))
     assert set(table["n"]) == {1} and sorted(table["top1"]) == [40, 45, 55, 60, 61, 65]
 
 
@@ -396,9 +409,9 @@ def test_ticks_are_in_order_where_one_network_lacks_a_row(tmp_path, monkeypatch)
         for kernels in rows:
             write(tmp_path, 50.0, f"model={model}", f"model.kernels={kernels}")
     drawn = {}
-    monkeypatch.setattr(plot_study, "save", lambda figure, stem, pdf=False: drawn.setdefault("figure", figure) and [])
-    table, axis = plot_study.cells(load_records(tmp_path))
-    plot_study.draw(table, axis, "", "", tmp_path / "x")
+    monkeypatch.setattr(gains, "save", lambda figure, stem, pdf=False: drawn.setdefault("figure", figure) and [])
+    table, axis = gains.cells(load_records(tmp_path))
+    gains.draw(table, axis, "", "", tmp_path / "x")
     left = drawn["figure"].axes[0]
     assert [tick.get_text() for tick in left.get_xticklabels()] == ["none", "1x1", "3x3", "1x1+3x3"]
     for container in left.containers:
@@ -414,7 +427,7 @@ def test_a_study_of_steps_without_its_plain_recipe_has_a_reference_too(tmp_path)
     for number, step in enumerate(steps):
         write(tmp_path, 60.0 + number, f"+change={step}")
     write(tmp_path, 70.0, f"+change={steps[0]}", "seed=1")  # seeds do not count twice
-    table = plot_study.steps(load_records(tmp_path)).set_index("at")
+    table = gains.steps(load_records(tmp_path)).set_index("at")
     assert table.loc["reference", "top1"] == 65 and table.loc["recipe.cutmix=1.0", "gain"] == -4
 
 
@@ -433,7 +446,7 @@ def test_curves_show_locality_by_epoch_where_runs_kept_it(tmp_path, monkeypatch)
     record = {**full_record(config, 50.0), "locality": profile(0.2), "curve": curve}
     write_record(record_path(tmp_path, "s", run_key(config)), record)
     drawn = {}
-    monkeypatch.setattr(plot_curves, "save", lambda figure, stem, pdf=False: drawn.setdefault("figure", figure) and [])
+    monkeypatch.setattr(curves, "save", lambda figure, stem, pdf=False: drawn.setdefault("figure", figure) and [])
     plot_curves.main(["s", "--results", str(tmp_path)])
     injected, trained, _ = drawn["figure"].axes[3].lines
     assert list(injected.get_xdata()) == [2, 4] and list(injected.get_ydata()) == [2, 3]

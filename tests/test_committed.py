@@ -14,7 +14,7 @@ from repmlp.runs.key import run_key
 
 RECORDS = sorted((ROOT / "results").glob("*/records/*.json"))
 # made of trained weights or of images, which are not committed
-FROM_WEIGHTS = ("*/kernel_*.*", "*/borders/*.png", "*/scrambled.png")
+FROM_WEIGHTS = ("*/kernel_*.*", "*/borders/*.png", "*/scrambled.png", "weights/*/README.md")
 TEXTS = ("README.md", "RUNBOOK.md")
 
 

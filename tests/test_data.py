@@ -12,9 +12,10 @@ import torchvision.transforms.v2.functional as TF
 from torchvision.datasets import CIFAR100
 
 from repmlp.data import build_data
+from repmlp.data.base import split_per_class
 from repmlp.data.cifar100 import CIFAR100Data
 from repmlp.data.patterns import PatternsData, arrangements, generate, textures
-from repmlp.data.resident import Augmentation, ImageSet, ResidentLoader, augment, split_per_class
+from repmlp.data.resident import Augmentation, ImageSet, ResidentLoader, augment
 
 REAL = os.environ.get("REPMLP_DATA")
 
@@ -144,6 +145,14 @@ def test_cifar_subset_and_holdout(release):
     assert not any(image.numpy().tobytes() in test_images for image in data.eval_set.images)
 
 
+@pytest.mark.parametrize("n_eval", [49, 100])
+def test_cifar_is_evaluated_on_exactly_n_eval_images_and_names_its_classes(release, n_eval):
+    data = build_data({"name": "cifar100", "root": release, "n_eval": n_eval}, 10, 0)
+    data.setup()
+    assert data.n_images == (300, n_eval) == (300, sum(len(labels) for _, labels in data.whole_evaluation()))
+    assert data.info.class_names == tuple(str(i) for i in range(100)) and CIFAR100Data.info.class_names == ()
+
+
 def test_cifar_absent_names_the_remedy(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match=r"download=false.*data\.root=FOLDER.*REPMLP_DATA.*data=patterns"):
         CIFAR100Data(tmp_path / "none", download=False).prepare_data()
@@ -163,7 +172,7 @@ def test_cifar_damaged_is_refused_before_it_is_unpickled(release):
 def test_impossible_sizes_are_refused(release):
     with pytest.raises(ValueError, match=r"data\.n_train=301: there are 300"):
         CIFAR100Data(release, n_train=301).setup()
-    with pytest.raises(ValueError, match="batch_size=400 is more than the 300"):
+    with pytest.raises(ValueError, match="300 training images are less than one batch of 400"):
         CIFAR100Data(release, batch_size=400).setup()
     with pytest.raises(ValueError, match=r"data\.holdout=1\.5"):
         CIFAR100Data(release, holdout=1.5)

@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT / "analysis"))
 codes = importlib.import_module("explorer.codes")
 collect = importlib.import_module("explorer.collect")
 explore_kernels = importlib.import_module("explore_kernels")
-plot_kernels = importlib.import_module("plot_kernels")
+kernels = importlib.import_module("plots.kernels")
 
 CONFIG = {
     "name": "mixed", "arch": "repmlpnet", "img_size": 32, "stem_stride": 2, "channels": [8, 16], "blocks": [1, 2],
@@ -442,7 +442,7 @@ def test_it_counts_what_the_branches_do_not_see(view, net):
     seen = layer.local_perceptron.taps(POINT)
     for panel in ("fc", "merged"):
         values = rows[panel].abs().view(16, 16)
-        weakest = len(plot_kernels.outside_stronger(values, seen))
+        weakest = len(kernels.outside_stronger(values, seen))
         strongest = int((values[~seen] > values[seen].max()).sum())
         text = page.inner_text(f"#caption-{panel}")
         assert f"Of {256 - int(seen.sum())} cells" in text

@@ -395,7 +395,7 @@ def test_weights_that_cannot_be_read_back_are_left_out_and_it_is_said(resmlp, tm
     ("name", "overrides", "words"),
     [
         ("evaluate", ["data=patterns"], "pass checkpoint=FILE"),
-        ("evaluate", ["data=imagenet", "data.root=nowhere", "checkpoint=RESMLP"], "no folder nowhere/train"),
+        ("evaluate", ["data=imagenet", "data.root=nowhere", "checkpoint=RESMLP"], "no folder nowhere/val"),
         ("evaluate", ["checkpoint=RESMLP", "precisions=[bf16,fp8]"], "'fp8' is none of float32, bf16, int8"),
         ("evaluate", ["checkpoint=RESMLP", "precisions=bf16"], "precisions=bf16: use a list"),
         ("evaluate", ["checkpoint=RESMLP", "calibration_images=0"], "calibration_images=0: use a whole number"),

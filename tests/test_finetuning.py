@@ -42,6 +42,18 @@ def test_another_number_of_classes_gives_a_fresh_head(file):
     assert torch.equal(net.stem.conv.weight, load_model(file)[0].stem.conv.weight)
 
 
+def test_other_classes_of_the_same_number_get_a_fresh_head(tmp_path):
+    """As many, but cats where there were dogs: a head that answers for the dogs is no start."""
+    trained = build_model(CONFIG, 2)
+    save_model(tmp_path / "w.safetensors", trained, CONFIG, {"classes": json.dumps(["cat", "dog"])})
+    for classes, fresh in ((("cat", "dog"), ()), ((), ()), (("cat", "emu"), ("head",))):
+        net = build_model(CONFIG, 2)
+        before = classifier_of(net).weight.clone()
+        assert start_from(net, tmp_path / "w.safetensors", classes).fresh == fresh
+        assert torch.equal(classifier_of(net).weight, before if fresh else classifier_of(trained).weight)
+        assert torch.equal(net.stem.conv.weight, trained.stem.conv.weight)
+
+
 def test_another_resolution_is_resized(file):
     net = build_model({**CONFIG, "img_size": [64, 32]}, 7)
     start = start_from(net, file)

@@ -4,11 +4,12 @@ import sys
 
 import pandas as pd
 import pytest
-from conftest import ROOT
+from conftest import ROOT, compose_config
 
 sys.path.insert(0, str(ROOT / "analysis"))
-import older_tables
-from older_tables import NETWORKS, claims_table, counts, networks_table, read_paper_older, tables
+from paper_tables import older
+from paper_tables.configurations import DATA_SETS, MODELS, is_full_recipe
+from paper_tables.older import NETWORKS, claims_table, counts, networks_table, read_paper_older, tables
 
 # parameters while training and folded, MACs in G folded, as measured on the older code
 MEASURED = {
@@ -84,4 +85,24 @@ def test_all_tables_can_be_written(tmp_path):
     for name, (title, note, table) in tables().items():
         assert name.startswith("older_") and title and note and len(table)
         assert not table.isna().any().any()
-    assert older_tables.DASH in claims_table()["ours"].tolist()
+    assert older.DASH in claims_table()["ours"].tolist()
+
+
+def test_the_papers_configurations_are_those_that_the_commands_run():
+    """configurations.yaml against experiments/conf: each network, its data and recipe as a bare command has them."""
+    runs = {
+        "cifar100": ["data=cifar100", "recipe=cifar100"],
+        "imagenet": ["data=imagenet", "recipe=imagenet"],
+        "cityscapes": ["data=cityscapes", "recipe=segmentation", "task=segmentation"],
+    }
+    assert runs.keys() == DATA_SETS.keys()
+    for name in MODELS:
+        data = "cityscapes" if name.startswith("upernet") else "cifar100" if name.endswith("cifar") else "imagenet"
+        config = compose_config(f"model={name}", *runs[data])
+        if DATA_SETS[data]["pretrained"]:
+            config["model"]["backbone"] = "a" * 64
+        n_train, n_eval = DATA_SETS[data]["images"]
+        record = {"model": name, "data": data, "n_train": n_train, "n_eval": n_eval, "config": config}
+        assert is_full_recipe(record), name
+        assert not is_full_recipe({**record, "n_train": 100}) and not is_full_recipe(record, epochs=101)
+        assert not is_full_recipe({**record, "data": "another"})

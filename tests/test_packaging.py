@@ -2,6 +2,7 @@
 
 import re
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -14,7 +15,7 @@ else:
     tomllib = pytest.importorskip("tomli")
 
 # conda's name of a package where it is not PyPI's
-CONDA = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
+CONDA = {"torch": "pytorch", "matplotlib": "matplotlib-base", "build": "python-build"}
 
 
 def parse(requirement: str) -> tuple[str, str]:

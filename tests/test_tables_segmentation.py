@@ -16,7 +16,11 @@ from repmlp.runs.record import load_records, record_path, write_record
 
 sys.path.insert(0, str(ROOT / "analysis"))
 make_tables = importlib.import_module("make_tables")
-segmentation_tables = importlib.import_module("segmentation_tables")
+curves = importlib.import_module("plots.curves")
+paper = importlib.import_module("paper_tables.segmentation")
+classified = importlib.import_module("paper_tables.classification")
+studies = importlib.import_module("study_tables.segmentation")
+records_of = importlib.import_module("records")
 plot_curves = importlib.import_module("plot_curves")
 
 CAMVID = (
@@ -85,14 +89,13 @@ def read(folder) -> pd.DataFrame:
 @pytest.fixture
 def counted(monkeypatch):
     """Stand in for the counts, which need segmentation_models.pytorch."""
-    monkeypatch.setattr(segmentation_tables, "counts", lambda name, size: (1_000, 2_000 * 10**9))
+    monkeypatch.setattr(paper, "upernet_counts", lambda name, size: (1_000, 2_000 * 10**9))
 
 
-def test_macs_are_the_papers(tmp_path):
+def test_macs_are_the_papers():
     pytest.importorskip("segmentation_models_pytorch")
-    make_tables.make_table_6(pd.DataFrame(), tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["table6.csv", "table6.md", "table6.tex"]
-    table = pd.read_csv(tmp_path / "table6.csv", dtype=str, keep_default_na=False)
+    ((name, (title, _, table)),) = paper.tables(pd.DataFrame()).items()
+    assert (name, title) == ("table6", "Table 6")
     assert list(table["backbone"]) == ["ResNet-101", "RepMLPNet-D256", "RepMLPNet-D256 (conv5)"]
     assert list(table["paper MACs G"]) == ["2049.82", "1960.01", "1960.16"]
     assert list(table["paper mIoU"]) == ["79.03", "76.27", "77.12"]
@@ -138,7 +141,7 @@ def test_table_6_holds_full_cityscapes_records_alone(tmp_path, counted):
     write(tmp_path, 41.0, *CITYSCAPES, "data=camvid", "data.crop_size=[512,1024]", model=WEIGHTS, study="small")
     records = read(tmp_path)
     assert len(records) == 19
-    table = segmentation_tables.paper_table(records)
+    table = paper.table6(records)
     shown = [(row["backbone"], row["ours on Cityscapes"], row["difference"]) for row in table.to_dict("records")]
     assert shown[0] == ("ResNet-101", "", "") and shown[-1] == ("RepMLPNet-D256 (conv5)", "77.12 (n=1)", "+0.00")
     assert sorted(shown[1:-1]) == [
@@ -151,8 +154,8 @@ def test_table_6_holds_full_cityscapes_records_alone(tmp_path, counted):
     assert runs["80.00 (n=1)"] == "weights bbbbbbbb, 32-true"
     assert runs["70.00 (n=1)"] == "weights aaaaaaaa, bf16-mixed"
     # what is not in the table is pointed to, and only that
-    assert segmentation_tables.paper_note(records).endswith("of their own: see study reduced, small.")
-    assert segmentation_tables.paper_note(pd.DataFrame()).endswith("of their own.")
+    assert paper.note6(records).endswith("of their own: see study reduced, small.")
+    assert paper.note6(pd.DataFrame()).endswith("of their own.")
 
 
 def test_a_study_by_hand(tmp_path):
@@ -171,7 +174,7 @@ def test_a_study_by_hand(tmp_path):
     write(tmp_path, 51.0, *CAMVID, "model.embed_kernel=null")
     write(tmp_path, 45.0, *RESNET)
     ((suffix, rows),) = by_setting(read(tmp_path))
-    table = segmentation_tables.study_table(rows)
+    table = studies.study_table(rows)
     assert suffix == "" and list(table.columns) == [
         "model", "branches", "embedding", "mIoU", "merged mIoU", "pixel accuracy", "params", "MACs", "changed pixels",
         "merge error", "IoU Sky", "IoU Road", "IoU Fence",
@@ -187,7 +190,7 @@ def test_a_study_by_hand(tmp_path):
     assert (row["merged mIoU"], row["pixel accuracy"]) == ("41.60", "81.50")
     assert (row["params"], row["MACs"], row["changed pixels"]) == ("1,234,567", "7,654,321", "1,005")
     assert (row["merge error"], row["IoU Sky"], row["IoU Road"], row["IoU Fence"]) == ("5.0e-07", "91.00", "61.00", "")
-    note = segmentation_tables.study_note(rows)
+    note = studies.study_note(rows)
     assert note.startswith(
         "camvid (3 classes), 367 training images, 40 epochs, 1,800 steps of 8 crops of 192x288 pixels, tiles of 96 "
         "pixels, from scratch, evaluated after the last epoch on 233 images of 'test', whole, 40,262,400 pixels. Not "
@@ -203,7 +206,7 @@ def test_different_configurations_are_never_averaged(tmp_path):
     write(tmp_path, 60.0, *CAMVID, model=WEIGHTS)
     write(tmp_path, 80.0, *CAMVID, "model.decoder_channels=32")
     ((_, rows),) = by_setting(read(tmp_path))
-    table = segmentation_tables.study_table(rows)
+    table = studies.study_table(rows)
     shown = sorted(tuple(row) for row in table[["mIoU", "tile", "start"]].itertuples(index=False))
     assert shown == [
         ("20.00 (n=1)", "64", "scratch"),
@@ -211,23 +214,23 @@ def test_different_configurations_are_never_averaged(tmp_path):
         ("60.00 (n=1)", "96", "weights aaaaaaaa"),
         ("80.00 (n=1)", "96", "scratch"),
     ]
-    note = segmentation_tables.study_note(rows)
+    note = studies.study_note(rows)
     assert "tiles of 64, 96 pixels, from scratch or a backbone's weights aaaaaaaa" in note
     # the variant's own tiles
     write(tmp_path, 1.0, *CAMVID, "model.img_size=null", study="own")
-    assert list(segmentation_tables.with_setup(load_records(tmp_path, "own", "segmentation"))["tile"]) == ["224"]
+    assert list(records_of.with_setup(load_records(tmp_path, "own", "segmentation"))["tile"]) == ["224"]
     # another recipe, crop or precision is another table
     write(tmp_path, 1.0, *CAMVID, "recipe.window=[96,192]", "data.holdout=0.2")
     write(tmp_path, 2.0, *CAMVID, "trainer.precision=bf16-mixed")
     settings = [rows for _, rows in by_setting(load_records(tmp_path, "seg", "segmentation"))]
     assert sorted(map(len, settings)) == [1, 1, 5]
-    notes = " ".join(map(segmentation_tables.study_note, settings))
+    notes = " ".join(map(studies.study_note, settings))
     assert "images held out of training, in windows of 96x192" in notes and "precision bf16-mixed, from" in notes
 
 
 def test_a_full_study_says_so(tmp_path):
     write(tmp_path, 76.0, *CITYSCAPES, model=WEIGHTS)
-    note = segmentation_tables.study_note(read(tmp_path))
+    note = studies.study_note(read(tmp_path))
     assert "80,136 steps of 8 crops of 512x1024 pixels, tiles of 256 pixels, from a backbone's weights aaaa" in note
     assert "on 500 images of 'val', whole" in note and "The paper's recipe. mIoU" in note
 
@@ -267,10 +270,10 @@ def test_a_study_of_both_kinds_gives_both_tables_and_a_damaged_record_is_named(t
 
 def test_without_smp_all_other_tables_are_made(tmp_path, monkeypatch, capsys):
     write(tmp_path, 40.0, *CAMVID)
-    segmentation_tables.counts.cache_clear()
+    paper.upernet_counts.cache_clear()
     monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", None)
-    for name in ("variants_table", "imagenet_table", "paper_table"):  # seconds of counting
-        monkeypatch.setattr(make_tables, name, lambda *arguments: pd.DataFrame({"model": ["any"]}))
+    for name in ("variants_table", "imagenet_table", "ablation_table"):  # seconds of counting
+        monkeypatch.setattr(classified, name, lambda *arguments: pd.DataFrame({"model": ["any"]}))
     make_tables.main(["--results", str(tmp_path)])
     shown = capsys.readouterr()
     (line,) = [line for line in shown.err.splitlines() if "Table 6" in line]
@@ -281,16 +284,15 @@ def test_without_smp_all_other_tables_are_made(tmp_path, monkeypatch, capsys):
 
 def test_an_smp_that_does_not_work_is_an_error(tmp_path, monkeypatch):
     """It is installed, so 'install it' would be the wrong advice."""
-    segmentation_tables.counts.cache_clear()
+    paper.upernet_counts.cache_clear()
     package = tmp_path / "segmentation_models_pytorch"
     package.mkdir()
     (package / "__init__.py").write_text("import a_module_that_is_not_there\n")
     monkeypatch.delitem(sys.modules, "segmentation_models_pytorch", raising=False)
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(ModuleNotFoundError) as raised:
-        make_tables.make_table_6(pd.DataFrame(), tmp_path / "tables")
+        paper.tables(pd.DataFrame())
     assert raised.value.name == "a_module_that_is_not_there"
-    assert not (tmp_path / "tables").exists()
 
 
 def curve(losses: list[float], mious: dict[int, float]) -> list[dict]:
@@ -304,10 +306,10 @@ def curve(losses: list[float], mious: dict[int, float]) -> list[dict]:
 def drawn(monkeypatch):
     """Keep figures instead of writing them."""
     figures = []
-    monkeypatch.setattr(plot_curves, "save", lambda figure, stem, pdf=False: figures.append(figure) or [stem])
+    monkeypatch.setattr(curves, "save", lambda figure, stem, pdf=False: figures.append(figure) or [stem])
     yield figures
     for figure in figures:
-        plot_curves.plt.close(figure)
+        curves.plt.close(figure)
 
 
 def points(axis) -> dict[str, list]:
@@ -331,14 +333,15 @@ def test_curves_by_hand(tmp_path, drawn):
     assert len(axes) == 6
     assert axes[0].get_title() == "upernet_slim: mIoU of the net as trained"
     three, five = ("1x1+3x3, embeddings 3x3 (n=2)", "1x1+3x3, embeddings 5x5 (n=1)")
-    assert points(axes[0]) == {three: [(2, 21.0), (3, 32.0)], five: [(3, 50.0)]}
+    # 40: what was measured after the last epoch
+    assert points(axes[0]) == {three: [(2, 21.0), (3, 32.0), (40, 32.0)], five: [(3, 50.0), (40, 50.0)]}
     assert points(axes[1]) == {three: [(1, 2.5), (2, 2.0), (3, 1.5)], five: [(1, 1.0), (2, 0.5), (3, 0.25)]}
     # within distance 1: all of 2x2 and of 1x1; of a flat 4x4 kernel, 4 of 16 at 4 corners, 6 at 8 sides, 9 at 4 others
     locality = points(axes[2])
-    assert locality[three.removesuffix(" (n=2)")] == [(0, 100.0), (1, 80.0), (2, 100.0)]
+    assert locality[three] == [(0, 100.0), (1, 80.0), (2, 100.0)]
     assert locality["flat kernel"] == [(0, 100.0), (1, round(100 * (4 * 4 + 8 * 6 + 4 * 9) / 16**2, 6)), (2, 100.0)]
     # a ResNet has no spatial layers
-    assert points(axes[3]) == {"none (n=1)": [(1, 9.0)]}
+    assert points(axes[3]) == {"none (n=1)": [(1, 9.0), (40, 9.0)]}
     assert [axis.get_visible() for axis in axes] == [True] * 5 + [False]
 
 
@@ -346,5 +349,5 @@ def test_curves_of_runs_that_were_never_evaluated(tmp_path, drawn):
     """With trainer.eval_every beyond the epochs there is a training loss alone."""
     write(tmp_path, 30.0, *CAMVID, curve=curve([2.0, 1.5], {}))
     plot_curves.main(["seg", "--results", str(tmp_path)])
-    assert points(drawn[0].axes[0]) == {"1x1+3x3 (n=1)": []}
+    assert points(drawn[0].axes[0]) == {"1x1+3x3 (n=1)": [(40, 30.0)]}, "what was measured after the last epoch"
     assert points(drawn[0].axes[1]) == {"1x1+3x3 (n=1)": [(1, 2.0), (2, 1.5)]}

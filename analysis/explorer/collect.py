@@ -108,21 +108,28 @@ def kernel_sets(layer: Layer) -> Iterator[KernelSet]:
     "fc" is the FC alone on the scale of the merged kernel, that is with the batch norm behind it; "branches" what the
     branches add. Float64.
     """
-    wide, (h, w) = copy.deepcopy(layer).double().eval(), layer.size
+    wide = copy.deepcopy(layer).double().eval()
     with torch.no_grad():
         fc, merged = wide.merged(branches=False)[0], wide.merged()[0]
     if not isinstance(layer, PartitionPerceptron):
         for number, (before, after) in enumerate(zip(fc, merged, strict=True)):
             yield KernelSet(f"share-set {number}", before, after - before, after)
         return
-    # (g, O/g*h*w, C/g*h*w) -> (g, O/g, h*w, C/g, h*w)
-    shape = (layer.groups, layer.out_channels // layer.groups, h * w, layer.in_channels // layer.groups, h * w)
-    fc, merged = fc.view(shape), merged.view(shape)
     for out in range(min(PAIRS, layer.out_channels)):
-        group, channel = divmod(out, shape[1])
-        for number in range(min(PAIRS, shape[3])):
-            before, after = (weight[group, channel, :, number] for weight in (fc, merged))
+        for number in range(min(PAIRS, layer.in_channels // layer.groups)):
+            before, after = (pair_matrix(layer, weight, out, number) for weight in (fc, merged))
             yield KernelSet(f"output channel {out}, input channel {number} of its group", before, after - before, after)
+
+
+def pair_matrix(layer: PartitionPerceptron, weight: Tensor, out: int, number: int) -> Tensor:
+    """Return the matrix from map to map of a pair of channels of a group-wise FC, (h*w, h*w).
+
+    weight: (g, O/g*h*w, C/g*h*w). out: of all output channels. number: of the input channels of its group.
+    """
+    outputs, positions = layer.out_channels // layer.groups, layer.size[0] * layer.size[1]
+    group, channel = divmod(out, outputs)
+    # (g, O/g*h*w, C/g*h*w) -> (g, O/g, h*w, C/g, h*w)
+    return weight.view(layer.groups, outputs, positions, -1, positions)[group, channel, :, number]
 
 
 def describe_layer(name: str, layer: Layer, profile: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:

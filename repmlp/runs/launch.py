@@ -184,7 +184,8 @@ def place_files(arguments: list[str], names: tuple[str, ...] = ("data.root", "we
     for text in arguments:
         name, equals, value = text.partition("=")
         if equals and name in names and value and not re.search(r"[,$\[{'\"]", value) and value != "null":
-            text = f"{name}={place(value)}"
+            value = str(place(value))
+            text = f"{name}='{value}'" if re.search(r"[=():]", value) else f"{name}={value}"
         placed.append(text)
     return placed
 
@@ -204,9 +205,13 @@ def run_command(main: Callable[[], None], repository: Path) -> None:
     REPMLP_CWD keeps the folder that the user stands in.
     """
     os.environ.setdefault("REPMLP_CWD", os.getcwd())  # noqa: PTH109  (a worker process inherits it)
+    if data := os.environ.get("REPMLP_DATA"):
+        os.environ["REPMLP_DATA"] = str(place(data))
     os.chdir(repository)
     os.environ.setdefault("REPMLP_LAUNCH", f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{os.getpid()}")
-    sys.argv[1:] = quote_file_names(place_files(sys.argv[1:]), ("checkpoint", "onnx", "out", "weights", "backbone"))
+    sys.argv[1:] = quote_file_names(
+        place_files(sys.argv[1:]), ("checkpoint", "onnx", "out", "weights", "backbone", "images")
+    )
     refuse_additions(sys.argv[1:], repository / "experiments/conf")
     if {"-h", "--help", "--hydra-help"} & set(sys.argv):
         quicken_help()

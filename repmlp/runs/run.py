@@ -30,7 +30,6 @@ from torch import Tensor
 from repmlp import branches
 from repmlp.checkpoints import check_state_dict, save_model
 from repmlp.cost import count_macs, count_params, count_params_paper
-from repmlp.data.imagenet import fingerprint
 from repmlp.locality import network_profiles
 from repmlp.runs.key import PATHS, run_key
 from repmlp.runs.lock import run_lock
@@ -137,8 +136,9 @@ def with_identities(settings: Run) -> Run:
                 raise BadSetting(f"{name}={file}: there is no such file (looked for {path.absolute()})")
             model[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     data = settings.data
-    if data["name"] == "imagenet" and data.get("root"):
-        data = {**data, "fingerprint": fingerprint(data["root"])}
+    kind = TASKS[settings.task].datasets.get(data["name"])  # an unknown one is told of when it is built
+    if kind is not None and (digest := kind.fingerprint(data)):
+        data = {**data, "fingerprint": digest}
     return replace(settings, model=model, data=data)
 
 

@@ -1,4 +1,4 @@
-"""What tables and figures of a study share: which settings its runs differ in, and how sure a mean of them is."""
+"""Reading: what tables and figures of a study ask its records for: settings that differ, setups, errors, layers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from numbers import Real
 from typing import Any
 
 import pandas as pd
+import timm
 
 from repmlp.runs.key import determining
 
@@ -61,3 +62,30 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in config.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
     return flat
+
+
+def plain(value: Any) -> str:
+    """Write a setting: [4, 16] as 4,16, an absent one as a dash."""
+    if value is None or value != value:
+        return "-"
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def start(config: Mapping[str, Any]) -> str:
+    """Say what the weights of a run were at its start: "scratch", or the first digits of a backbone's hash."""
+    backbone = config["model"].get("backbone")
+    return f"weights {backbone[:8]}" if backbone else "scratch"
+
+
+def with_setup(records: pd.DataFrame) -> pd.DataFrame:
+    """Add the columns that tell apart what has one name: embedding, tile (side in pixels) and start."""
+    setup = []
+    for config in records["config"]:
+        model = config["model"]
+        embedding, tile = "-", "-"
+        if model["encoder"].startswith("repmlpnet"):
+            side = model.get("embed_kernel") or 2
+            embedding = f"{side}x{side}"
+            tile = str(model.get("img_size") or timm.get_pretrained_cfg(model["encoder"]).input_size[-1])
+        setup.append({"embedding": embedding, "tile": tile, "start": start(config)})
+    return records.join(pd.DataFrame(setup, index=records.index))

@@ -1,0 +1,1 @@
+"""The tables of the papers: what is printed, beside what is counted, measured and recorded here."""
