@@ -272,7 +272,11 @@ def test_deployed_form_is_exported(trained, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     graph = onnx.load(tmp_path / "model.onnx").graph
-    assert not any(node.op_type == "BatchNormalization" for node in graph.node)
+    assert not {"BatchNormalization", "Expand"} & {node.op_type for node in graph.node}
+    # both layers of the four FFNs: a weight is a constant, and not copied for every image
+    weights = {tensor.name for tensor in graph.initializer}
+    products = [node for node in graph.node if node.op_type in ("MatMul", "Gemm")]
+    assert len(products) == 4 * 5 + 1 and all(node.input[1] in weights for node in products)
     session = onnx_session(tmp_path / "model.onnx")
     assert_same(load_model(trained)[0], lambda images: run_onnx(session, images))
 
@@ -319,7 +323,7 @@ def test_evaluate_command(exported, trained, tmp_path):
     assert [p.name for p in out.parent.iterdir()] == ["results.json"]
     rows = {row["network"]: row for row in results["rows"]}
     assert list(rows) == [
-        *("as trained, float32", "merged, float32", "merged, bf16", "merged, int8, ONNX Runtime"),
+        *("as trained, float32", "merged, float32", "merged, bf16", "deployed, int8, ONNX Runtime"),
         "model.onnx, ONNX Runtime",
     ]
     # counted here: top-1 and top-5 of the train-time net on the same images
@@ -333,11 +337,11 @@ def test_evaluate_command(exported, trained, tmp_path):
         assert rows[name]["top1_pct"] == pytest.approx(100 * float((ranked[:, 0] == labels).float().mean()))
         assert rows[name]["top5_pct"] == pytest.approx(100 * float((ranked[:, :5] == labels[:, None]).sum() / 100))
         assert rows[name]["disagreements"] == 0 and rows[name]["drop_points"] == 0
-    assert rows["merged, bf16"]["disagreements"] < 40 and rows["merged, int8, ONNX Runtime"]["disagreements"] < 40
+    assert rows["merged, bf16"]["disagreements"] < 40 and rows["deployed, int8, ONNX Runtime"]["disagreements"] < 40
     for row in rows.values():
         assert row["drop_points"] == pytest.approx(rows["merged, float32"]["top1_pct"] - row["top1_pct"])
     assert results["quantised"]["per_tensor"] == {"MatMul": 4} and "4 MatMul in int8 with one scale" in done.stdout
-    assert "scales from 100 training images" in done.stdout and "root" not in results["data"]
+    assert "scales of activations from 100 training images" in done.stdout and "root" not in results["data"]
     assert sum(line.startswith("|") for line in done.stdout.splitlines()) == 2 + len(rows)
 
 
