@@ -202,14 +202,16 @@ def test_contrasts_of_a_sweep_have_their_table(tmp_path, capsys):
         write(tmp_path, top1, "+sweep=small/locality", "model=repmlpnet_small", f"model.kernels={kernels}")
     make_tables.main(["locality_cifar100", "--results", str(tmp_path)])
     table = pd.read_csv(tmp_path / "locality_cifar100/contrasts.csv")
+    assert pd.api.types.is_numeric_dtype(table["p_holm"]) and table["p_holm"].isna().all()
     assert list(table["contrast"]) == ["1x1 - none", "3x3 - none", "1x1+3x3 - none"]
     assert list(table["difference"]) == [1.0, 10.0, 11.0] and set(table["verdict"]) == {"open (n=1)"}
     runs = pd.read_csv(tmp_path / "locality_cifar100/runs.csv")
     assert {path.stem for path in tmp_path.glob("locality_cifar100/records/*")} == set(runs["key"])
     plot_study.main(["locality_cifar100", "--results", str(tmp_path)])
-    gains = pd.read_csv(tmp_path / "locality_cifar100/gains.csv", keep_default_na=False)
+    gains = pd.read_csv(tmp_path / "locality_cifar100/gains.csv")
     # 10,000 images: 100 * sqrt(0.25/1e4 + 0.24/1e4)
-    assert list(gains["SE over seeds"]) == [""] * 4 and gains["SE of images, n=1"][2] == "0.70"
+    assert gains["SE over seeds"].isna().all() and gains["SE of images, n=1"][2] == pytest.approx(0.7, abs=1e-3)
+    assert gains["gain"].isna().tolist() == [True, False, False, False] and gains["gain"][2] == 10
 
 
 @pytest.fixture(scope="module")

@@ -249,7 +249,9 @@ def test_a_study_of_both_kinds_gives_both_tables_and_a_damaged_record_is_named(t
     text = (tmp_path / "both/table.md").read_text()
     assert "top-1" in text and "mIoU" not in text
     table = pd.read_csv(tmp_path / "both/table_segmentation.csv", dtype=str)
-    assert table[["mIoU", "IoU Sky"]].to_numpy().tolist() == [["40.00 (n=1)", "40.00"]]
+    assert table[["mIoU", "mIoU n", "IoU Sky"]].to_numpy().tolist() == [["40.00", "1", "40.00"]]
+    runs = pd.read_csv(tmp_path / "both/runs.csv")
+    assert len(runs) == 2 and {"key", "seed", "top1_pct", "miou_pct"} <= set(runs)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
         plot_curves.main(["both", "--results", str(tmp_path)])
@@ -265,7 +267,7 @@ def test_a_study_of_both_kinds_gives_both_tables_and_a_damaged_record_is_named(t
     # a study of segmentation alone
     write(tmp_path, 41.0, *CAMVID, study="alone")
     make_tables.main(["--study=alone", "--results", str(tmp_path)])
-    assert sorted(p.name for p in (tmp_path / "alone").iterdir()) == ["records", "table.csv", "table.md"]
+    assert sorted(p.name for p in (tmp_path / "alone").iterdir()) == ["records", "runs.csv", "table.csv", "table.md"]
 
 
 def test_without_smp_all_other_tables_are_made(tmp_path, monkeypatch, capsys):

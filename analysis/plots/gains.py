@@ -188,7 +188,7 @@ def as_shown(table: pd.DataFrame, axis_title: str) -> pd.DataFrame:
     return pd.DataFrame(
         {
             axis_title: table["at"].str.replace("\n", ", "),
-            "row": table["line"],
+            "line": table["line"],
             "n": table["n"],
             "top-1": table["top1"].map("{:.2f}".format),
             "gain": ["reference" if pd.isna(gain) else f"{gain:+.2f}" for gain in table["gain"]],
@@ -201,5 +201,23 @@ def as_shown(table: pd.DataFrame, axis_title: str) -> pd.DataFrame:
             },
             "params": table["params"].map("{:,}".format),
             "MACs": table["macs"].map("{:,}".format),
+        }
+    )
+
+
+def as_numbers(table: pd.DataFrame, axis_title: str) -> pd.DataFrame:
+    """Return the table as its CSV has it; the reference has no gain."""
+    over_seeds = ~table["of_images"].astype(bool)
+    return pd.DataFrame(
+        {
+            axis_title: table["at"].str.replace("\n", ", "),
+            "line": table["line"],
+            "n": table["n"],
+            "top-1": table["top1"].round(4),
+            "gain": table["gain"].astype(float).round(4),
+            "SE over seeds": table["gain_error"].astype(float).where(over_seeds).round(4),
+            "SE of images, n=1": table["gain_error"].astype(float).where(~over_seeds).round(4),
+            "params": table["params"],
+            "MACs": table["macs"],
         }
     )

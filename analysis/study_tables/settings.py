@@ -50,6 +50,7 @@ def runs_table(records: pd.DataFrame) -> pd.DataFrame:
     """List the runs of a study, one a row: the key that names its record and its folder, and what it differs in."""
     differing = differing_settings(records)
     measured = [name for name in ("top1_pct", "top1_merged_pct", "miou_pct", "train_seconds") if name in records]
+    measured = [name for name in measured if records[name].notna().any()]
     return pd.DataFrame(
         {
             "key": [run_key(config) for config in records["config"]],
