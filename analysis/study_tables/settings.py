@@ -21,10 +21,10 @@ def settings(records: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
         return
     differing = differing_settings(records)
     names = [name for name in differing if not name.startswith("model.")]
-    for suffix, rows in by_setting(records):
-        values = differing.loc[rows.index[0]]
+    for suffix, runs in by_setting(records):
+        values = differing.loc[runs.index[0]]
         words = ", ".join(f"{name.rpartition('.')[2]} {plain(values[name])}" for name in names)
-        yield suffix, f" ({words})" if suffix else "", rows
+        yield suffix, f" ({words})" if suffix else "", runs
 
 
 def settings_table(records: pd.DataFrame) -> pd.DataFrame:
