@@ -161,9 +161,10 @@ def draw(
             axis.scatter(*(zip(*runs, strict=True) if runs else ((), ())), s=10, fc="none", ec=f"C{number}", lw=0.7)
     axes[1].axhline(0, color="black", lw=0.8)
     names = ("top-1 after the last epoch", f"gain over {over}")
-    bars = (bars_words(table["n"] == 1, ""), bars_words(table["of_images"], "of the difference, "))
+    bars = (bars_words(table["n"] == 1, ""), bars_words(table["of_images"], "of the difference "))
     for axis, name, words, unit in zip(axes, names, bars, ("%", "points"), strict=True):
-        axis.set_title(f"{name}\nbars: ±2 standard errors {words}; hollow: {RUNS[unit]}", fontsize=9)
+        several = (table["n"] > 1).any()
+        axis.set_title(f"{name}\nbars: ±2 standard errors {words}" + several * f"; hollow: {RUNS[unit]}", fontsize=9)
         axis.set_ylabel(unit)
         axis.set_xlabel(axis_title)
         words = [folded(re.sub(r"^(model|data|recipe)\.", "", tick, flags=re.MULTILINE)) for tick in ticks]
@@ -179,8 +180,8 @@ def draw(
 
 def bars_words(single: pd.Series, of: str) -> str:
     """Say where the standard errors of the bars come from; single: of each cell, whether one run stands on one side."""
-    words = {False: "over seeds", True: "of the test images where n=1 (the seeds are left out)"}
-    return of + ", ".join(words[kind] for kind in sorted(set(single)))
+    words = {False: "over seeds", True: "of the test images (n=1)"}
+    return of + "; ".join(words[kind] for kind in sorted(set(single)))
 
 
 def as_shown(table: pd.DataFrame, axis_title: str) -> pd.DataFrame:

@@ -9,6 +9,7 @@ import pandas as pd
 from records import differing_settings, ordered, plain
 from table_parts import listed, mean_std
 
+from repmlp.runs.contrasts import shown
 from repmlp.runs.key import by_setting, run_key
 
 
@@ -55,7 +56,10 @@ def runs_table(records: pd.DataFrame) -> pd.DataFrame:
         {
             "key": [run_key(config) for config in records["config"]],
             "seed": records["seed"],
-            **{name: differing[name].map(plain) for name in differing},
+            **{
+                name: differing[name].map(lambda value, name=name: "" if value != value else shown(name, value))
+                for name in differing
+            },
             **{name: records[name] for name in measured},
         }
     ).sort_values([*differing, "seed"], ignore_index=True)
