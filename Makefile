@@ -1,11 +1,13 @@
 # make setup   virtual environment in .venv with everything the project needs
 # make test    set up, run the tests
-# make demo    set up, run the locality sweep on the embedded data set, show its table, kernel heatmap and explorer
+# make demo    set up, compare a 3x3 branch with none and with its control on the embedded data set; table, heatmap, explorer
+# make docs    set up, make the guide and the reference as a site: site/index.html
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
+WORKERS := --numprocesses auto --maxprocesses 8 --dist worksteal
 
-.PHONY: setup test demo lint lock clean
+.PHONY: setup test demo lint docs lock clean
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml requirements.lock
@@ -15,10 +17,10 @@ $(VENV)/.ready: pyproject.toml requirements.lock
 	touch $@
 
 test: setup
-	$(RUN) -m pytest
+	$(RUN) -m pytest $(WORKERS)
 
 demo: setup
-	$(RUN) experiments/ablate.py +sweep=demo
+	$(RUN) experiments/ablate.py +sweep=demo hydra/launcher=joblib hydra.launcher.n_jobs=2 trainer.threads=1
 	$(RUN) analysis/make_tables.py --study demo
 	$(RUN) analysis/plot_curves.py demo
 	$(RUN) analysis/plot_kernels.py --study demo
@@ -27,6 +29,9 @@ demo: setup
 lint: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+
+docs: setup
+	$(RUN) docs/site.py
 
 # Pin what is installed now; the markers keep the pins to the Pythons that they were resolved for.
 lock: setup

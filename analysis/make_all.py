@@ -3,7 +3,8 @@
     python analysis/make_all.py                     # -> results/, where they lie
     python analysis/make_all.py --results FOLDER    # of records elsewhere
 
-What needs trained weights (plot_kernels.py) or images (experiments/borders.py's pictures) is not among them.
+Of kernels, those of the networks in results/weights/. What needs other weights (plot_kernels.py) or images
+(experiments/borders.py's pictures) is not among them.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ import make_benchmark
 import make_tables
 import plot_borders
 import plot_curves
+import plot_kernels
 import plot_locality
 import plot_study
 from options import Parser
 
+from repmlp.checkpoints import open_checkpoint
 from repmlp.runs.key import cell_key
 from repmlp.runs.record import MEASURED, load_records
 
@@ -39,6 +42,9 @@ def main(argv: list[str] | None = None) -> None:
             leftovers.remove(options.results / study, [leftovers.GAINS])
         if any(options.results.glob(f"{study}/borders/*.json")):
             plot_borders.main([study, *where, *latex, *pdf])
+    for weights in sorted(options.results.glob("weights/*/model.safetensors")):
+        if open_checkpoint(weights).config.get("kernels"):
+            plot_kernels.main([str(weights), "--block", "1", "--out", str(weights.parent), *where, *pdf])
     plot_locality.main([*where, *latex, *pdf])
 
 

@@ -24,6 +24,7 @@ import study_tables.classification
 import study_tables.segmentation
 from options import ROOT, Parser, no_records
 from significance import analyse, contrasts_note, contrasts_numbers, contrasts_table, pairs_of
+from study_tables.reading import reading
 from study_tables.settings import runs_table, settings, settings_table
 from table_parts import emit, emit_runs
 
@@ -57,8 +58,10 @@ def write_study(study: str, records: pd.DataFrame, masks: pd.DataFrame, options:
 
     made: set[str] = set()
 
-    def write(name: str, words: str, note: str, table: pd.DataFrame, numbers: pd.DataFrame | None = None) -> None:
-        emit(name, f"Study {study}{words}", note, table, folder, options.latex, numbers)
+    def write(
+        name: str, words: str, note: str, table: pd.DataFrame, numbers: pd.DataFrame | None = None, below: str = ""
+    ) -> None:
+        emit(name, f"Study {study}{words}", note, table, folder, options.latex, numbers, below)
         made.add(name)
 
     def stem(name: str) -> str:
@@ -67,7 +70,7 @@ def write_study(study: str, records: pd.DataFrame, masks: pd.DataFrame, options:
     name = f"study_{study}" if options.out else "table"
     for suffix, words, runs in settings(records):
         of_cells = study_tables.classification
-        write(name + suffix, words, of_cells.study_note(runs), of_cells.study_table(runs))
+        write(name + suffix, words, of_cells.study_note(runs), of_cells.study_table(runs), below=reading(runs))
     if len(records):
         scale = study_tables.classification.scale_line(records)
         if len(by_setting(records)) > 1:

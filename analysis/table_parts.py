@@ -44,13 +44,16 @@ def emit(
     folder: Path,
     latex: bool = False,
     numbers: pd.DataFrame | None = None,
+    below: str = "",
 ) -> None:
     """Write one table as Markdown and CSV, as LaTeX where asked, print it and say where it is.
 
     numbers: what the CSV holds, where that is more than the table shows; else `as_numbers` of the table.
+    below: what it shows, under it in Markdown.
     """
     folder.mkdir(parents=True, exist_ok=True)
     text = f"## {title}\n\n{note}\n\n{table.to_markdown(index=False, disable_numparse=True)}\n"
+    text += f"\n{below}\n" if below else ""
     (folder / f"{name}.md").write_text(text)
     (as_numbers(table) if numbers is None else numbers).to_csv(folder / f"{name}.csv", index=False)
     if latex:

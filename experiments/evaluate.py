@@ -4,7 +4,10 @@
     python experiments/evaluate.py checkpoint=RepMLPNet-T224.pth data=imagenet data.root=FOLDER precisions=[bf16,int8]
     python experiments/evaluate.py checkpoint=FILE data=patterns onnx=FOLDER/export/model.onnx out=FILE.json
 
-int8: exported to ONNX, quantised with scales from training images, run in ONNX Runtime; needs `repmlp[export]`.
+Of a folder of images val/ alone will do; int8 may take its scales from train/. Where classes have different numbers of
+images, the recall of each and their mean, the balanced accuracy, are told too.
+int8: the deployed form where there is one, exported to ONNX, quantised, run in ONNX Runtime; needs `repmlp[export]`.
+calibration_images=500 takes the scales of activations from so many training images, not from each batch as it comes.
 Relative paths are taken from where you stand. Nothing is written but the JSON file that `out` names.
 """
 
@@ -12,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -24,6 +28,7 @@ import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor, nn
 
+from repmlp import deploy
 from repmlp.checkpoints import open_checkpoint
 from repmlp.data import build_data
 from repmlp.export import (
@@ -35,19 +40,21 @@ from repmlp.export import (
     to_exported_program,
     to_onnx,
 )
+from repmlp.int8 import quantize_dynamic
 from repmlp.models.build import check_num_classes
-from repmlp.models.upernet import UperNet
 from repmlp.runs.key import PATHS
 from repmlp.runs.launch import device_of, mistakes_in_one_line, place, run_command
+from repmlp.runs.progress import told
 from repmlp.runs.provenance import device_name, processor, versions
 from repmlp.runs.record import write_json
+from repmlp.training.classifier import tops
 from repmlp.training.merge_check import compare_merged
+from repmlp.training.recalls import Recalls
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-    from repmlp.data import ImageData
-
+SHOWN = 20  # most classes whose recall is printed
 PRECISIONS = ("float32", "bf16", "int8")
 
 
@@ -63,16 +70,17 @@ def main(config: DictConfig) -> None:
 def evaluate(config: DictConfig) -> dict[str, Any]:
     """Run every form of the network over the same images.
 
-    Returns what the JSON file holds: `rows`, one a form, with top1_pct, top5_pct, drop_points (top-1 against the merged
-    float32 network) and disagreements (images whose first guess differs from that network's); all that compare_merged
-    says; what was quantised; data, device, versions.
+    Returns what the JSON file holds: `rows`, one a form, with top1_pct, top5_pct (of more than five classes),
+    drop_points (top-1 against the merged float32 network) and disagreements (images whose first guess differs from that
+    network's); `classes`, images and recall of each in the merged network, and the balanced accuracy; all that
+    compare_merged says; what was quantised; data, device, versions.
     """
     _check(config)
     if config.threads:
         torch.set_num_threads(config.threads)
     device = device_of(config.device)
     net, network, metadata = open_checkpoint(place(config.checkpoint))
-    if isinstance(net, UperNet):
+    if network["arch"] in ("upernet", "pspnet"):
         raise ValueError(
             f"{config.checkpoint} labels pixels: its record has mIoU before and after merging, and "
             "experiments/borders.py measures it further"
@@ -82,37 +90,46 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
         config.model.img_size = height if height == width else None
     settings = OmegaConf.to_container(config.data, resolve=True)
     check_data(config.checkpoint, metadata, settings["name"])
-    data = build_data(settings, batch_size=1, seed=0)  # of training, which there is none of
+    data = build_data(settings, batch_size=1, seed=0, evaluation_only=True)
     data.prepare_data()
     check_classes(config.checkpoint, metadata, data.info.class_names)
     check_num_classes(config.checkpoint, net, settings["name"], data.info.num_classes)
     data.setup()
+    check_classes(config.checkpoint, metadata, data.info.class_names)  # some are known only now
+    n, num_classes = data.n_images[1], data.info.num_classes
 
+    wanted = "int8" in config.precisions and config.calibration_images is not None
+    calibration = data.calibration(config.calibration_images) if wanted else None
     others: dict[str, Callable[[Tensor], Tensor]] = {}
     if config.onnx:  # looked at before anything takes time
         session = onnx_session(place(config.onnx), config.threads)
-        _check_onnx(session, config.onnx, data.info.num_classes, data.info.img_size)
+        _check_onnx(session, config.onnx, num_classes, data.info.img_size)
         others[f"{Path(config.onnx).name}, ONNX Runtime"] = partial(run_onnx, session)
-    merged, metrics = compare_merged(net.to(device), data.whole_evaluation(), data.info.num_classes, data.info.parts)
+    recalls = Recalls(num_classes, data.info.class_names)
+    merged, metrics = compare_merged(
+        net.to(device), told(data.whole_evaluation(), n, _say), num_classes, data.info.parts, watch=recalls.update
+    )
     rows = [_row("as trained, float32", metrics, "", metrics["merge_disagreements"])]
     rows.append(_row("merged, float32", metrics, "_merged", 0))
     quantised = None
     if "int8" in config.precisions:
-        session, quantised = _int8(merged, data, config.calibration_images, config.threads)
-        others = {"merged, int8, ONNX Runtime": partial(run_onnx, session), **others}
+        session, form, quantised = _int8(merged, data.info.img_size, calibration, config.threads)
+        others = {f"{form}, int8, ONNX Runtime": partial(run_onnx, session), **others}
     if "bf16" in config.precisions:
         half = copy.deepcopy(merged).to(torch.bfloat16)
         others = {"merged, bf16": lambda images: half(images.to(torch.bfloat16)), **others}
     if others:
-        rows += score(merged, others, data.whole_evaluation())
+        rows += score(merged, others, told(data.whole_evaluation(), n, _say))
     for row in rows:
         row["drop_points"] = round(rows[1]["top1_pct"] - row["top1_pct"], 4) + 0.0  # no -0.0
     packages = ["torch", "timm", *(["onnx", "onnxruntime"] if quantised or config.onnx else [])]
     return {
         "checkpoint": str(config.checkpoint),
         "data": {name: value for name, value in settings.items() if name not in (*PATHS, "n_train", "randaugment")},
-        "images": data.n_images[1],
+        "images": n,
         "rows": rows,
+        "classes": recalls.rows(),
+        "balanced_accuracy_pct": recalls.balanced(),
         "merging": metrics,
         "quantised": None if quantised is None else quantised._asdict(),
         "calibration_images": None if quantised is None else config.calibration_images,
@@ -160,10 +177,14 @@ def score(
             best = logits.topk(min(5, logits.shape[1])).indices
             first, five = best[:, 0] == labels, (best == labels[:, None]).any(1)
             hits[name] += torch.stack([first.sum(), five.sum(), (best[:, 0] != guess).sum()])
-    return [
-        {"network": name, "top1_pct": 100 * top1 / n, "top5_pct": 100 * top5 / n, "disagreements": differ}
-        for name, (top1, top5, differ) in ((name, counts.tolist()) for name, counts in hits.items())
-    ]
+    rows = []
+    for name, counts in hits.items():
+        top1, top5, differ = counts.tolist()
+        row = {"network": name, "top1_pct": 100 * top1 / n, "top5_pct": 100 * top5 / n, "disagreements": differ}
+        if tops(logits.shape[1]) == (1,):
+            del row["top5_pct"]
+        rows.append(row)
+    return rows
 
 
 def table(results: Mapping[str, Any]) -> str:
@@ -172,7 +193,7 @@ def table(results: Mapping[str, Any]) -> str:
         {
             "network": row["network"],
             "top-1 %": f"{row['top1_pct']:.2f}",
-            "top-5 %": f"{row['top5_pct']:.2f}",
+            **({"top-5 %": f"{row['top5_pct']:.2f}"} if "top5_pct" in row else {}),
             "drop": f"{row['drop_points']:.2f}",
             "disagreements": row["disagreements"],
         }
@@ -187,25 +208,69 @@ def table(results: Mapping[str, Any]) -> str:
         f"disagreements: images whose first guess differs from its. "
         f"Merging changed the logits by {results['merging']['merge_error']:.1e} (relative).",
     ]
+    lines += recall_lines(results["classes"], results["balanced_accuracy_pct"])
     if results["quantised"]:
-        lines.append(
-            f"int8: {Quantised(**results['quantised'])}; scales from {results['calibration_images']} training images."
-        )
+        n = results["calibration_images"]
+        scales = "from each batch" if n is None else f"from {n} training images"
+        lines.append(f"int8: {Quantised(**results['quantised'])}; scales of activations {scales}.")
     return "\n".join(lines)
 
 
+def recall_lines(classes: Sequence[Mapping[str, Any]], balanced: float) -> list[str]:
+    """Write the recall of each class, the lowest of many; nothing where all classes have as many images."""
+    counts = [each["images"] for each in classes]
+    if min(counts) == max(counts):
+        return []
+    shown = list(classes)
+    if len(shown) > SHOWN:
+        shown = sorted((each for each in classes if each["images"]), key=lambda each: each["recall_pct"])[:SHOWN]
+    rows = [
+        {
+            "class": each["class"],
+            "images": each["images"],
+            "recall %": f"{each['recall_pct']:.2f}" if each["images"] else "-",
+        }
+        for each in shown
+    ]
+    which = "" if len(shown) == len(classes) else f" ({len(shown)} lowest of {len(classes)} classes; out=FILE has all)"
+    return [
+        "",
+        f"Classes have {min(counts)} to {max(counts)} images. Balanced accuracy of the merged network, the mean of the "
+        f"recalls: {balanced:.2f} %{which}.",
+        "",
+        pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True),
+    ]
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
 def _row(name: str, metrics: Mapping[str, float], suffix: str, disagreements: int) -> dict[str, Any]:
-    top = {f"top{k}_pct": metrics[f"top{k}{suffix}_pct"] for k in (1, 5)}
+    found = {f"top{k}_pct": metrics.get(f"top{k}{suffix}_pct") for k in (1, 5)}
+    top = {name: value for name, value in found.items() if value is not None}
     return {"network": name, **top, "disagreements": disagreements}
 
 
-def _int8(merged: nn.Module, data: ImageData, n: int, threads: int | None) -> tuple[InferenceSession, Quantised]:
-    """Export, quantise with n training images, and open the result; the files are gone afterwards."""
+def _int8(
+    merged: nn.Module, img_size: int, calibration: Iterable[tuple[Tensor, Tensor]] | None, threads: int | None
+) -> tuple[InferenceSession, str, Quantised]:
+    """Export, quantise with training images where there are, and open the result; the files are gone afterwards.
+
+    Returns the session, which form of the network it is of, and what was quantised.
+    """
+    try:
+        form, net = "deployed", deploy(merged)
+    except TypeError:  # of a network that has no such form
+        form, net = "merged", merged
     with tempfile.TemporaryDirectory() as folder:
         exported, small = Path(folder) / "model.onnx", Path(folder) / "int8.onnx"
-        to_onnx(to_exported_program(copy.deepcopy(merged).cpu(), data.info.img_size, in_chans=3), exported)
-        quantised = quantize_int8(exported, small, (images for images, _ in data.calibration(n)))
-        return onnx_session(small, threads), quantised
+        to_onnx(to_exported_program(copy.deepcopy(net).cpu(), img_size, in_chans=3), exported)
+        if calibration is None:
+            quantised = quantize_dynamic(exported, small)
+        else:
+            quantised = quantize_int8(exported, small, (images for images, _ in calibration))
+        return onnx_session(small, threads), form, quantised
 
 
 def _check(config: DictConfig) -> None:
@@ -220,7 +285,7 @@ def _check(config: DictConfig) -> None:
             raise ValueError(f"precisions={chosen}: {precision!r} is none of {', '.join(PRECISIONS)}")
     for name in ("threads", "calibration_images"):
         value = config[name]
-        if name == "threads" and value is None:
+        if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}={value!r}: use a whole number, 1 or more")

@@ -1,11 +1,12 @@
-"""Tell the classes of images in a folder: a CSV with names and probabilities.
+"""Tell the classes of own images: a CSV with names and probabilities.
 
-    python experiments/predict.py checkpoint=outputs/train_imagenette160/KEY/model.safetensors images=FOLDER
+    python experiments/predict.py checkpoint=outputs/train_imagenet/KEY/model.safetensors images=FOLDER
+    python experiments/predict.py checkpoint=FILE images=photo.jpg out=guesses/photo.csv merged=false
 
 The network is merged first (merged=false leaves it as it was trained). Class names, normalisation and image size are
-those that stand beside the weights; a file that has none says classes by number, with ImageNet's normalisation. Images
-of any size, in FOLDER and the folders in it; an image that cannot be read is named and left out, and makes the exit
-status 1.
+those that stand beside the weights; a file that has none tells classes by number, with ImageNet's normalisation. Images
+of any size and kind, in FOLDER and all folders below it, hidden ones left out. An image that cannot be read is named
+and left out, and makes the exit status 1. A file of the same name is replaced once the new one has rows.
 """
 
 from __future__ import annotations
@@ -19,16 +20,17 @@ from pathlib import Path
 import hydra
 import torch
 from omegaconf import DictConfig
-from PIL import Image
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 
 from repmlp.checkpoints import open_checkpoint
+from repmlp.data.files import images_below, read_rgb
 from repmlp.export import image_size
 from repmlp.models.build import merged_copy
 from repmlp.runs.launch import device_of, mistakes_in_one_line, place, run_command
+from repmlp.runs.progress import told
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="predict")
@@ -36,21 +38,19 @@ def main(config: DictConfig) -> None:
     with mistakes_in_one_line():
         unreadable = predict(config)
     if unreadable:
-        sys.exit(f"error: {len(unreadable)} image(s) could not be read, e.g. {unreadable[0]}; the others are written")
+        sys.exit(f"error: {len(unreadable)} image(s) could not be read, named above; the others are written")
 
 
 @torch.inference_mode()
 def predict(config: DictConfig) -> list[Path]:
-    """Write the CSV; returns the images that could not be read."""
-    for name, value in (("checkpoint", config.checkpoint), ("images", config.images)):
-        if not value:
-            raise ValueError(f"which {name}? pass {name}={'FILE' if name == 'checkpoint' else 'FOLDER'}")
-    folder = place(config.images)
-    if not folder.is_dir():
-        raise ValueError(f"images={config.images}: there is no such folder (looked for {folder})")
-    files = [f for f in sorted(folder.rglob("*")) if f.suffix.lower() in IMG_EXTENSIONS and not f.name.startswith(".")]
-    if not files:
-        raise ValueError(f"images={config.images}: no images in {folder}")
+    """Write the CSV; returns the images that could not be read.
+
+    Rows are written as they are computed, and what there is of them is kept where something breaks.
+    Raises ValueError for settings that cannot be, and where no image can be read.
+    """
+    check(config)
+    folder, files = images_of(config.images)
+    out = place(config.out)
     model, settings, metadata = open_checkpoint(place(config.checkpoint))
     if not hasattr(model, "num_classes") or settings["arch"] in ("upernet", "pspnet"):
         raise ValueError(f"{config.checkpoint} labels pixels: this command tells classes of whole images")
@@ -58,18 +58,63 @@ def predict(config: DictConfig) -> list[Path]:
     model = (merged_copy(model) if config.merged else model).to(device).eval()
     names = json.loads(metadata.get("classes", "[]")) or [str(number) for number in range(model.num_classes)]
     transform = transform_of(metadata, image_size(model, settings))
-    out = place(config.out)
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.partial")  # a file of the same name is there until the new one has rows
     unreadable: list[Path] = []
-    with open(out, "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["image", "class", "probability", *(f"p({name})" for name in names)])
-        for paths, images in batches(files, transform, config.batch_size, unreadable):
-            for path, probabilities in zip(paths, model(images.to(device)).softmax(dim=1).cpu(), strict=True):
-                best = int(probabilities.argmax())
-                numbers = [f"{float(p):.6f}" for p in probabilities]
-                writer.writerow([path.relative_to(folder).as_posix(), names[best], numbers[best], *numbers])
-    print(f"{len(files) - len(unreadable)} images -> {out}")
+    written = 0
+    try:
+        with open(partial, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["image", "class", "probability", *(f"p({name})" for name in names)])
+            read = batches(folder, files, transform, config.batch_size, unreadable)
+            for paths, images in told(read, len(files), say):
+                if paths:
+                    for path, probabilities in zip(paths, model(images.to(device)).softmax(dim=1).cpu(), strict=True):
+                        best = int(probabilities.argmax())
+                        numbers = [f"{float(p):.6f}" for p in probabilities]
+                        writer.writerow([path.as_posix(), names[best], numbers[best], *numbers])
+                        written += 1
+                    file.flush()
+    finally:
+        if written:
+            partial.replace(out)
+            print(f"{written} of {len(files)} images -> {out}")
+        else:
+            partial.unlink(missing_ok=True)
+    if not written:
+        raise ValueError(f"images={config.images}: none of {len(files)} image(s) could be read, {out} is not written")
     return unreadable
+
+
+def check(config: DictConfig) -> None:
+    """Raise ValueError for settings that cannot be."""
+    for name, value in (("checkpoint", config.checkpoint), ("images", config.images)):
+        if not value:
+            raise ValueError(f"which {name}? pass {name}={'FILE' if name == 'checkpoint' else 'FOLDER'}")
+    if not isinstance(config.merged, bool):
+        raise ValueError(f"merged={config.merged!r}: use true or false")
+    if isinstance(config.batch_size, bool) or not isinstance(config.batch_size, int) or config.batch_size < 1:
+        raise ValueError(f"batch_size={config.batch_size!r}: use a whole number, 1 or more")
+    out = place(config.out or "")
+    if out.is_dir() or out.suffix.lower() != ".csv":  # so that no image or checkpoint is ever replaced
+        raise ValueError(f"out={config.out}: name a file that ends in .csv")
+
+
+def images_of(given: str) -> tuple[Path, list[Path]]:
+    """Return a folder and the images in it and below it, relative to it; a single file, whatever its suffix, too.
+
+    Raises ValueError where there is none.
+    """
+    where = place(given)
+    if where.is_file():
+        return where.parent, [Path(where.name)]
+    if not where.is_dir():
+        raise ValueError(f"images={given}: there is no such folder or file (looked for {where})")
+    files = list(images_below(where))
+    if not files:
+        raise ValueError(f"images={given}: no images in {where} and the folders below it ({', '.join(IMG_EXTENSIONS)})")
+    return where, files
 
 
 def transform_of(metadata: Mapping[str, str], size: tuple[int, int]) -> v2.Transform:
@@ -89,20 +134,23 @@ def transform_of(metadata: Mapping[str, str], size: tuple[int, int]) -> v2.Trans
 
 
 def batches(
-    files: list[Path], transform: v2.Transform, size: int, unreadable: list[Path]
+    folder: Path, files: list[Path], transform: v2.Transform, size: int, unreadable: list[Path]
 ) -> Iterator[tuple[list[Path], Tensor]]:
-    """Give images in batches, (B, 3, H, W); those that cannot be read go to `unreadable`."""
+    """Give images in batches, (B, 3, H, W); those that cannot be read are told of and go to `unreadable`."""
     for start in range(0, len(files), size):
         paths, images = [], []
         for path in files[start : start + size]:
             try:
-                with Image.open(path) as image:
-                    images.append(transform(image.convert("RGB")))
+                images.append(transform(read_rgb(folder / path)))
                 paths.append(path)
-            except Exception:  # Pillow has no error type of its own: a damaged file fails in any of a dozen ways
+            except ValueError as error:
+                say(f"left out: {error}")
                 unreadable.append(path)
-        if paths:
-            yield paths, torch.stack(images)
+        yield paths, torch.stack(images) if images else torch.empty(0)
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,31 +1,55 @@
-"""Locality Injection for vision MLPs: train with convolutions beside fully-connected layers, deploy without them."""
+"""Locality Injection for vision MLPs: train with convolutions beside fully-connected layers, deploy without them.
+
+Names and modules are imported when they are first used, so that a command that needs no network says its help at once.
+Our networks are registered with timm as soon as timm is imported, before or after this package.
+"""
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import repmlp.models.face
-import repmlp.models.mixers  # noqa: F401  (both register their networks with timm)
-from repmlp.checkpoints import load, load_model, load_older, save, save_model
-from repmlp.deployment import DeployedRepMLPNet, deploy
-from repmlp.folding import fold_batch_norms
-from repmlp.injection import InjectedLinear, inject_locality, merge_locality
-from repmlp.layers import GlobalPerceptron, LocalPerceptron, RepMLPBlock, SetSharingFC
-from repmlp.models.build import build_model
-from repmlp.models.repmlp_resnet import RepMLPResNet, insert, load_older_backbone, resize_partitions
-from repmlp.models.repmlpnet import RepMLPNet
-from repmlp.reparam import BatchNormStats, Branch, conv_to_fc, fuse_bn, merge_branches
-from repmlp.repmlp_block import RepMLP
-from repmlp.resizing import resize
+from repmlp.imports import register_with_timm, submodule
+
+if TYPE_CHECKING:  # for editors and type checkers; HOMES says the same, which a test holds
+    from repmlp.checkpoints import load, load_model, load_older, save, save_model
+    from repmlp.deployment import DeployedRepMLPNet, deploy
+    from repmlp.folding import fold_batch_norms
+    from repmlp.injection import InjectedLinear, inject_locality, merge_locality
+    from repmlp.layers import GlobalPerceptron, LocalPerceptron, RepMLPBlock, SetSharingFC
+    from repmlp.models.build import build_model
+    from repmlp.models.repmlp_resnet import RepMLPResNet, insert, load_older_backbone, resize_partitions
+    from repmlp.models.repmlpnet import RepMLPNet
+    from repmlp.reparam import BatchNormStats, Branch, conv_to_fc, fuse_bn, merge_branches
+    from repmlp.repmlp_block import RepMLP
+    from repmlp.resizing import resize
 
 __version__ = "0.1.0"
 
-ON_DEMAND = ("cost", "export", "finetuning", "locality", "statistics")  # modules, imported when they are first used
+HOMES = {  # module: the names that this package shows of it
+    "checkpoints": ("load", "load_model", "load_older", "save", "save_model"),
+    "deployment": ("DeployedRepMLPNet", "deploy"),
+    "folding": ("fold_batch_norms",),
+    "injection": ("InjectedLinear", "inject_locality", "merge_locality"),
+    "layers": ("GlobalPerceptron", "LocalPerceptron", "RepMLPBlock", "SetSharingFC"),
+    "models.build": ("build_model",),
+    "models.repmlp_resnet": ("RepMLPResNet", "insert", "load_older_backbone", "resize_partitions"),
+    "models.repmlpnet": ("RepMLPNet",),
+    "reparam": ("BatchNormStats", "Branch", "conv_to_fc", "fuse_bn", "merge_branches"),
+    "repmlp_block": ("RepMLP",),
+    "resizing": ("resize",),
+}
+_HOME_OF = {name: home for home, names in HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    if name in ON_DEMAND:
-        return importlib.import_module(f"repmlp.{name}")
-    raise AttributeError(f"module 'repmlp' has no attribute {name!r}")
+    if name in _HOME_OF:
+        value = getattr(importlib.import_module(f"repmlp.{_HOME_OF[name]}"), name)
+        globals()[name] = value  # the next use takes it as it is
+        return value
+    return submodule("repmlp", name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME_OF})
 
 
 __all__ = [
@@ -58,3 +82,5 @@ __all__ = [
     "save",
     "save_model",
 ]
+
+register_with_timm()

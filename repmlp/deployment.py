@@ -233,6 +233,11 @@ def ffn_with_residual(x: Tensor, first: Tensor, first_bias: Tensor, second: Tens
     first: (4C, C). first_bias: (4C, 1). second: (C, 4C).
     """
     if not torch.jit.is_scripting():
+        if torch.jit.is_tracing() or torch.compiler.is_exporting():
+            # (N, C, H*W) -> (N, H*W, C): a weight on the right stays a constant of the file, and one product; on the
+            # left, ONNX would have a copy of it for every image
+            hidden = F.gelu(F.linear(x.transpose(1, 2), first, first_bias.squeeze(1)))
+            return x + F.linear(hidden, second).transpose(1, 2)
         at_once = _images_at_once(x, first, first_bias, second)
         if at_once is not None:
             return _ffn_by_parts(x, first, first_bias, second, at_once)

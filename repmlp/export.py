@@ -7,6 +7,7 @@ batch size stays free. `onnx`, `onnxscript` and `onnxruntime` are asked for when
 
 from __future__ import annotations
 
+import functools
 import importlib
 import itertools
 import tempfile
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from timm.models.mlp_mixer import MlpMixer
 from timm.utils import reparameterize_model
@@ -120,7 +122,7 @@ def to_onnx(program: ExportedProgram, path: Path | str, opset: int | None = None
         raise ValueError(
             f"the weights take {size / 1e9:.1f} GB, one ONNX file holds less than 2.1 GB: use torch.export"
         )
-    _need("onnx", "onnxscript")
+    need("onnx", "onnxscript")
     import onnx
 
     if opset is not None and opset > onnx.defs.onnx_opset_version():
@@ -151,14 +153,14 @@ def onnx_session(path: Path | str, threads: int | None = None) -> InferenceSessi
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no ONNX file at {path}")
-    _need("onnxruntime")
+    need("onnx", "onnxruntime")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or torch.get_num_threads()
     options.log_severity_level = 3  # errors: its warnings are of nodes that it leaves unoptimised
-    # Without VNNI, x86's products of uint8 and int8 saturate at 16 bits; "1" takes the exact way on such processors.
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    if products_saturate():
+        options.add_session_config_entry("session.x64quantprecision", "1")  # a slower way that is exact
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors have no common class
@@ -166,6 +168,31 @@ def onnx_session(path: Path | str, threads: int | None = None) -> InferenceSessi
     if isinstance(batch := session.get_inputs()[0].shape[0], int):
         raise ValueError(f"{path} takes batches of {batch} only: export it with a free batch size")
     return session
+
+
+@functools.cache
+def products_saturate() -> bool:
+    """Say whether ONNX Runtime's products of uint8 and int8 are wrong on this processor, by doing one.
+
+    On x86 without VNNI they add two products in 16 bits, which is too few. Taking the exact way everywhere costs half
+    the speed of int8 on processors with AMX, so it is taken where it is needed.
+    """
+    import onnxruntime
+    from onnx import TensorProto, helper
+
+    depth = 64
+    x, out = (
+        helper.make_tensor_value_info(name, kind, [1, depth])
+        for name, kind in (("x", TensorProto.UINT8), ("out", TensorProto.INT32))
+    )
+    largest = helper.make_tensor("weight", TensorProto.INT8, [depth, depth], [127] * depth**2)
+    graph = helper.make_graph(
+        [helper.make_node("MatMulInteger", ["x", "weight"], ["out"])], "one", [x], [out], [largest]
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET_MIN)], ir_version=9)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    found = session.run(None, {"x": np.full((1, depth), 255, np.uint8)})[0]
+    return bool((found != depth * 255 * 127).any())
 
 
 def run_onnx(session: InferenceSession, images: Tensor) -> Tensor:
@@ -207,7 +234,7 @@ def quantize_int8(path: Path | str, out: Path | str, calibration: Iterable[Tenso
     calibration: batches (B, C, H, W) of *training* images as the network sees them in evaluation; a few hundred images.
     Returns how many nodes were quantised. Raises ModuleNotFoundError; ValueError without calibration images.
     """
-    _need("onnx", "onnxruntime")
+    need("onnx", "onnxruntime")
     import onnx
     from onnxruntime.quantization import (
         CalibrationDataReader,
@@ -256,7 +283,7 @@ def quantize_int8(path: Path | str, out: Path | str, calibration: Iterable[Tenso
 
 def count_quantised(path: Path | str) -> Quantised:
     """Count the nodes of an ONNX file whose input and weight are dequantised from int8, by kind; see Quantised."""
-    _need("onnx")
+    need("onnx")
     import onnx
 
     graph = onnx.load(path).graph
@@ -274,7 +301,8 @@ def count_quantised(path: Path | str) -> Quantised:
     return Quantised(*map(dict, counts))
 
 
-def _need(*packages: str) -> None:
+def need(*packages: str) -> None:
+    """Raise ModuleNotFoundError with the remedy where a package cannot be imported."""
     for name in packages:
         try:
             importlib.import_module(name)

@@ -7,7 +7,6 @@ blocks alone, which have a reparameterize(); ResNets, their heads and the nets o
 from __future__ import annotations
 
 import torch
-from timm.utils import reparameterize_model
 from torch import nn
 
 from repmlp.layers import batch_norm_stats, check_parameters, is_batch_norm
@@ -22,6 +21,8 @@ def fold_batch_norms(model: nn.Module) -> nn.Module:
     rounded once to the dtype of the convolution.
     Raises RuntimeError in training mode, ValueError where a batch norm has no such convolution.
     """
+    from timm.utils import reparameterize_model  # not above, see repmlp.imports
+
     if model.training:
         raise RuntimeError("the model is in training mode: call model.eval() before folding its batch norms")
     model = reparameterize_model(nn.ModuleList([model]))  # timm visits children only

@@ -13,16 +13,11 @@ from fnmatch import fnmatchcase
 
 import torch
 import torch.nn.functional as F
-from timm.layers import PatchEmbed
-from timm.models.mlp_mixer import MixerBlock, ResBlock, SpatialGatingUnit
 from torch import Tensor, nn
 
 from repmlp.branches import BranchSpec, parse_all
 from repmlp.layers import LocalPerceptron, check_parameters, set_parameter
 from repmlp.reparam import merge_branches
-
-# which child of a known module mixes tokens; any other layer has to be named
-TOKEN_MIXING: dict[type[nn.Module], str] = {ResBlock: "linear_tokens", SpatialGatingUnit: "proj"}
 
 
 class InjectedLinear(nn.Linear):
@@ -195,6 +190,11 @@ def merge_locality(model: nn.Module, *, inplace: bool = False) -> nn.Module:
 
 def _known_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Return the token-mixing layers of the blocks whose type is known, by name."""
+    # not above: timm, once imported, imports the networks, which need this module
+    from timm.models.mlp_mixer import MixerBlock, ResBlock, SpatialGatingUnit
+
+    # which child of a known module mixes tokens; any other layer has to be named
+    token_mixing: dict[type[nn.Module], str] = {ResBlock: "linear_tokens", SpatialGatingUnit: "proj"}
     chosen = {}
     for name, module in _named_modules(model):
         if isinstance(module, MixerBlock):
@@ -202,7 +202,7 @@ def _known_layers(model: nn.Module) -> dict[str, nn.Module]:
                 f"layer {name}: a MixerBlock mixes tokens by an MLP (tokens -> hidden -> tokens), whose layers are "
                 "not square, so no convolution fits beside them; use ResMLP or gMLP blocks"
             )
-        for kind, child in TOKEN_MIXING.items():
+        for kind, child in token_mixing.items():
             if isinstance(module, kind):
                 chosen[f"{name}.{child}".removeprefix(".")] = getattr(module, child)
     if not chosen:
@@ -234,6 +234,8 @@ def _named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def _patch_grid(model: nn.Module) -> tuple[int, int]:
     """Return the grid of the model's timm PatchEmbed, (h, w); ValueError where there is none, or more than one."""
+    from timm.layers import PatchEmbed
+
     grids = {module.grid_size for module in model.modules() if isinstance(module, PatchEmbed)} - {None}
     if len(grids) != 1:
         known = f"PatchEmbeds of several grids {sorted(grids)}" if grids else "no timm PatchEmbed with a fixed grid"

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
+import json
 import os
+import shutil
+import socket
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny nets: more threads only wait for each other
@@ -86,16 +93,63 @@ def tiny_config(folder: Path, *overrides: str) -> dict:
     return compose_config(*TINY, f"results_dir={folder}/results", f"output_dir={folder}/outputs", *overrides)
 
 
-def command(*arguments: str, check: bool = False, **kwargs) -> subprocess.CompletedProcess:
-    """Run a script of the project with this Python, from another folder than the repository's."""
+class Preloaded:
+    """The process whose forks are the commands (preloaded.py); started with the first of them, ended with the tests."""
+
+    def __init__(self):
+        self.folder = Path(tempfile.mkdtemp())
+        self.process = subprocess.Popen([sys.executable, str(ROOT / "tests/preloaded.py"), str(self.folder / "socket")])
+        atexit.register(self.end)
+        while not (self.folder / "socket").exists():
+            assert self.process.poll() is None, "tests/preloaded.py ended"
+            time.sleep(0.05)
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def run(self, arguments: list[str], cwd: str, env: dict[str, str]) -> subprocess.CompletedProcess:
+        with tempfile.TemporaryDirectory(dir=self.folder) as folder:
+            out, err = Path(folder, "out"), Path(folder, "err")
+            request = {"arguments": arguments, "cwd": cwd, "env": env, "stdout": str(out), "stderr": str(err)}
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.settimeout(280)
+                connection.connect(str(self.folder / "socket"))
+                connection.sendall(json.dumps(request).encode() + b"\n")
+                answer = connection.makefile().readline()
+            return subprocess.CompletedProcess(arguments, int(answer), out.read_text(), err.read_text())
+
+
+@functools.cache
+def preloaded() -> Preloaded:
+    return Preloaded()
+
+
+def command(*arguments: str, check: bool = False, fresh: bool = False, **kwargs) -> subprocess.CompletedProcess:
+    """Run a script of the project with this Python, from another folder than the repository's.
+
+    fresh: in a Python that has imported nothing yet, as a user's has; slow. Without it, the script runs in a fork of
+    a process that has imported torch and the others.
+    """
     environment = {k: v for k, v in os.environ.items() if k not in ("REPMLP_DATA", "REPMLP_LAUNCH")}
-    return subprocess.run(
-        [sys.executable, str(ROOT / arguments[0]), *arguments[1:]],
-        capture_output=True,
-        text=True,
-        check=check,
-        cwd=kwargs.pop("cwd", "/"),
-        env={**environment, **kwargs.pop("env", {})},
-        timeout=280,
-        **kwargs,
-    )
+    environment |= kwargs.pop("env", {})
+    script, cwd = str(ROOT / arguments[0]), str(kwargs.pop("cwd", "/"))
+    read_at_start = {name for name in environment if name.startswith(("OMP_", "PYTHON", "LD_"))}
+    # these start processes themselves, which wants a Python that is no fork
+    fresh |= any(word in text for text in arguments for word in ("launcher=", "devices=2"))
+    if fresh or kwargs or sys.platform != "linux" or any(environment[n] != os.environ.get(n) for n in read_at_start):
+        return subprocess.run(
+            [sys.executable, script, *arguments[1:]],
+            capture_output=True,
+            text=True,
+            check=check,
+            cwd=cwd,
+            env=environment,
+            timeout=280,
+            **kwargs,
+        )
+    done = preloaded().run([script, *arguments[1:]], cwd, environment)
+    if check:
+        done.check_returncode()
+    return done

@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
     from borders import as_picture, colour, save_panels, tile_of
 
     from repmlp.data import build_segmentation_data
-    from repmlp.data.segmentation import IGNORED
+    from repmlp.data.scaled_crop import IGNORED
     from repmlp.models.upernet import predict
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -12,9 +12,10 @@ import torchvision.transforms.v2.functional as TF
 from torchvision.datasets import CIFAR100
 
 from repmlp.data import build_data
+from repmlp.data.base import split_per_class
 from repmlp.data.cifar100 import CIFAR100Data
 from repmlp.data.patterns import PatternsData, arrangements, generate, textures
-from repmlp.data.resident import Augmentation, ImageSet, ResidentLoader, augment, split_per_class
+from repmlp.data.resident import Augmentation, ImageSet, ResidentLoader, augment
 
 REAL = os.environ.get("REPMLP_DATA")
 
@@ -163,7 +164,7 @@ def test_cifar_damaged_is_refused_before_it_is_unpickled(release):
 def test_impossible_sizes_are_refused(release):
     with pytest.raises(ValueError, match=r"data\.n_train=301: there are 300"):
         CIFAR100Data(release, n_train=301).setup()
-    with pytest.raises(ValueError, match="batch_size=400 is more than the 300"):
+    with pytest.raises(ValueError, match="300 training images are less than one batch of 400"):
         CIFAR100Data(release, batch_size=400).setup()
     with pytest.raises(ValueError, match=r"data\.holdout=1\.5"):
         CIFAR100Data(release, holdout=1.5)

@@ -173,6 +173,13 @@ def test_a_variant_is_what_its_configuration_says(name):
     assert (other.stem.img_size, other.head.out_features, other.stem.proj.in_channels) == ((64, 64), 7, 1)
 
 
+def test_the_reduced_resmlp_takes_branches_as_any_network_of_timms():
+    for kernels in ((), (1, 3)):
+        config = {"arch": "timm", "variant": "resmlp_12_patch2_32", "kernels": kernels, "depth": 1}
+        assert build_model(config, 10).blocks[0].linear_tokens.kernels == kernels
+    assert count_macs(timm.create_model("resmlp_12_patch2_32"), (32, 32)) == 1_812_751_360
+
+
 def test_weights_by_the_names_of_resmlps_authors_load(tmp_path):
     """timm's reader is told of them, so that a file of theirs can stand for a variant's own weights."""
 

@@ -189,7 +189,8 @@ def test_draws_are_a_function_of_seed_epoch_step_and_rank():
 
 def test_evaluation_is_never_augmented():
     how = {"n_train": 200, "n_test": 100, "batch_size": 50}
-    plain, ours = PatternsData(**how), PatternsData(**how, augmentation=Augmentation(randaugment=9))
+    plain, ours = PatternsData(**how), PatternsData(**how)
+    ours.augmentation = Augmentation(randaugment=9)
     for data in (plain, ours):
         data.setup()
     for name in ("val_dataloader", "whole_evaluation"):

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from repmlp.checkpoints import load_model, read, save_model, start_backbone
 from repmlp.models.build import build_model
-from repmlp.runs import run as rows
+from repmlp.runs import run as runs
 from repmlp.runs.key import run_key
 from repmlp.runs.launch import message_of
 from repmlp.runs.record import record_path
@@ -42,8 +42,13 @@ def tiny(folder, camvid, *overrides):
     return compose_config(*TINY, *folders, *overrides, name="segment")
 
 
+def key_of(config):
+    """Return the key of a run; the files that it finds are part of it."""
+    return run_key(asdict(runs.with_identities(run_of(config))))
+
+
 def record_of(config):
-    return json.loads(record_path(config["results_dir"], config["study"], run_key(config)).read_text())
+    return json.loads(record_path(config["results_dir"], config["study"], key_of(config)).read_text())
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +74,7 @@ def test_record_says_what_was_trained_and_measured(finished):
 
 
 def test_weights_are_kept_and_the_row_is_not_run_again(finished):
-    path = f"{finished['output_dir']}/{finished['study']}/{run_key(finished)}/model.safetensors"
+    path = f"{finished['output_dir']}/{finished['study']}/{key_of(finished)}/model.safetensors"
     net, metadata = load_model(path)
     assert net.num_classes == 11 and metadata["study"] == finished["study"]
     assert execute(finished).state == "skipped"
@@ -83,7 +88,7 @@ def test_an_interrupted_row_goes_on_as_if_nothing_had_happened(finished, camvid,
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(rows.History, "on_train_batch_start", stop)
+        patched.setattr(runs.History, "on_train_batch_start", stop)
         with pytest.raises(KeyboardInterrupt):
             execute(config)
     assert execute(config).state == "finished"
@@ -104,7 +109,7 @@ def test_a_classifier_to_start_from_is_part_of_the_row_by_its_content(finished, 
     assert f"backbone from {files[0]}; fresh: downsamples.0, downsamples.1, downsamples.2" in caplog.text
     record = json.loads(record_path(config["results_dir"], config["study"], outcome.key).read_text())
     assert str(tmp_path) not in json.dumps(record) and len(record["config"]["model"]["backbone"]) == 64
-    keys = {run_key(asdict(rows.with_identities(run_of(each)))) for each in (one, other, finished)}
+    keys = {key_of(each) for each in (one, other, finished)}
     assert len(keys) == 3
     moved = tmp_path / "moved.safetensors"
     moved.write_bytes(files[0].read_bytes())
@@ -114,7 +119,7 @@ def test_a_classifier_to_start_from_is_part_of_the_row_by_its_content(finished, 
 def test_the_backbone_really_starts_from_the_weights(camvid, tmp_path):
     file = tmp_path / "classifier.safetensors"
     save_model(file, build_model(CLASSIFIER, 7), CLASSIFIER)
-    task = rows.TASKS["segmentation"]
+    task = runs.TASKS["segmentation"]
     settings = run_of(tiny(tmp_path, camvid, f"backbone={file}"))
     net = task.build_net(settings, task.build_data(settings))
     name = "stages.2.0.block.channel_perceptron.weight"
@@ -177,7 +182,7 @@ def test_other_backbones_start_from_timms_weights(camvid, tmp_path):
     weights = timm.create_model("resnet18d", num_classes=7, **slim).state_dict()
     file = tmp_path / "resnet.safetensors"
     save_file(weights, file)
-    task = rows.TASKS["segmentation"]
+    task = runs.TASKS["segmentation"]
     config = compose_config("model=upernet_slim_resnet", f"backbone={file}", f"data.root={camvid}", name="segment")
     net = task.build_net(run_of(config), task.build_data(run_of(config)))
     own = net.backbone.state_dict()

@@ -13,15 +13,11 @@ from conftest import compose_config
 from PIL import Image
 from torchvision.transforms.v2 import functional as TF
 
-from repmlp.data import SEGMENTATION, build_data, build_segmentation_data, segmentation
-from repmlp.data.segmentation import (
-    IGNORED,
-    CamVidData,
-    CityscapesData,
-    ScaledCrop,
-    SeededPairs,
-    eval_transform,
-)
+from repmlp.data import SEGMENTATION, build_data, build_segmentation_data, scaled_crop
+from repmlp.data.camvid import CamVidData
+from repmlp.data.cityscapes import CityscapesData
+from repmlp.data.scaled_crop import IGNORED, ScaledCrop, eval_transform
+from repmlp.data.segmentation import SeededPairs
 from repmlp.runs.run import one_line
 
 REAL = os.environ.get("REPMLP_DATA")
@@ -121,7 +117,7 @@ def test_the_folder_itself_will_do(camvid):
 @pytest.mark.parametrize("crop_size", [(32, 32), (96, 32), (64, 160)])
 def test_image_and_mask_stay_together(camvid, monkeypatch, crop_size):
     """The colour of a pixel tells where it comes from, and so which label it has; around the image nothing counts."""
-    monkeypatch.setattr(segmentation, "JITTER", {})
+    monkeypatch.setattr(scaled_crop, "JITTER", {})
     items = data(camvid, crop_size=crop_size).items(train=True)
     flips, factors, padded = set(), [], 0
     for epoch in range(60):

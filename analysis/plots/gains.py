@@ -163,8 +163,8 @@ def draw(
     names = ("top-1 after the last epoch", f"gain over {over}")
     bars = (bars_words(table["n"] == 1, ""), bars_words(table["of_images"], "of the difference "))
     for axis, name, words, unit in zip(axes, names, bars, ("%", "points"), strict=True):
-        several = (table["n"] > 1).any()
-        axis.set_title(f"{name}\nbars: ±2 standard errors {words}" + several * f"; hollow: {RUNS[unit]}", fontsize=9)
+        hollow = f"; hollow: {RUNS[unit]}" if (table["n"] > 1).any() else ""
+        axis.set_title(f"{name}\nbars: ±2 standard errors {words}{hollow}", fontsize=9)
         axis.set_ylabel(unit)
         axis.set_xlabel(axis_title)
         words = [folded(re.sub(r"^(model|data|recipe)\.", "", tick, flags=re.MULTILINE)) for tick in ticks]

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from filelock import FileLock
 from torchvision.datasets import CIFAR100
 
-from repmlp.data.resident import Augmentation, DataInfo, ImageSet, ResidentData
+from repmlp.data.base import DataInfo, register
+from repmlp.data.resident import Augmentation, ImageSet, ResidentData
 
 INSTEAD = (
     "pass data.root=FOLDER (the folder that holds cifar-100-python/) or set REPMLP_DATA; "
-    "without the data set, data=patterns is generated (calibrated rows: +sweep=demo)"
+    "without the data set, data=patterns is generated (calibrated runs: +sweep=demo)"
 )
 
 
+@register("cifar100")
 class CIFAR100Data(ResidentData):
     """CIFAR-100: 50,000 training and 10,000 test images of 32x32, 100 classes; pad 4, random crop, flip.
 
@@ -42,7 +45,8 @@ class CIFAR100Data(ResidentData):
         randaugment: int | None = None,
         **kwargs,
     ):
-        super().__init__(augmentation=Augmentation(pad, flip, randaugment), **kwargs)
+        super().__init__(**kwargs)
+        self.augmentation = Augmentation(pad, flip, randaugment)
         self.root = Path(root).expanduser()
         self.download = download
 
@@ -62,7 +66,9 @@ class CIFAR100Data(ResidentData):
             raise FileNotFoundError(f"CIFAR-100 is not in {folder}, download failed ({error}): {INSTEAD}") from error
 
     def load(self) -> tuple[ImageSet, ImageSet]:
-        return _read(self.root, train=True), _read(self.root, train=False)
+        train, test = (_open(self.root, train) for train in (True, False))
+        self.info = replace(self.info, class_names=tuple(test.classes))
+        return _whole(train), _whole(test)
 
 
 def _holds_files(folder: Path) -> bool:
@@ -80,7 +86,6 @@ def _open(root: Path, train: bool) -> CIFAR100:
         ) from error
 
 
-def _read(root: Path, train: bool) -> ImageSet:
-    data = _open(root, train)
+def _whole(data: CIFAR100) -> ImageSet:
     # (N, H, W, 3) -> (N, 3, H, W)
     return ImageSet(torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(data.targets))

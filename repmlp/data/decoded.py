@@ -1,4 +1,4 @@
-"""What data sets share that decode their images in worker processes: limits, orders, loaders."""
+"""What data sets share that decode their images in worker processes: orders, loaders."""
 
 from __future__ import annotations
 
@@ -7,85 +7,32 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-import lightning as L
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from repmlp.data.resident import EpochSampler, check_holdout, place, share_of_batch, spread_over_classes
+from repmlp.data.base import DataSet, EpochSampler, check_whole, place, share_of_batch
 
 
-class DecodedData(L.LightningDataModule):
+class DecodedData(DataSet):
     """Base of the sets whose images worker processes decode, one by one, as they are asked for.
 
-    A subclass sets train_indices and eval_indices in setup(), then calls check_amounts(); it gives items(train), the
-    data set that both index, whose training items are asked for by (epoch, index).
+    A subclass calls choose() in setup() and gives items(train), the data set that the chosen indices number, whose
+    training items are asked for by (epoch, index).
 
-    batch_size: images a step, of all processes together; eval_batch_size: the same in evaluation, of one process.
-    seed: of order and augmentation. workers: processes that decode. n_train, n_eval: use that many images, None for
-    all. holdout: evaluate on this share of the *training* images.
-    Raises ValueError for settings that are none, for fewer images than wanted, and where the processes cannot share a
-    batch.
+    workers: processes that decode. n_train, n_eval: evenly spaced within each class. The rest: see DataSet.
     """
 
-    train_indices: Tensor
-    eval_indices: Tensor
-
-    def __init__(
-        self,
-        batch_size: int,
-        *,
-        seed: int,
-        eval_batch_size: int,
-        workers: int,
-        n_train: int | None,
-        n_eval: int | None,
-        holdout: float,
-    ):
-        super().__init__()
-        for name, value, least in (("workers", workers, 0), ("eval_batch_size", eval_batch_size, 1)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"data.{name}={value!r}: use a whole number, at least {least}")
-        check_holdout(holdout)
-        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.seed, self.workers = seed, workers
-        self.n_train, self.n_eval, self.holdout = n_train, n_eval, holdout
-
-    @property
-    def n_images(self) -> tuple[int, int]:
-        """Return how many images are used for training and for evaluation, once set up."""
-        return len(self.train_indices), len(self.eval_indices)
+    def __init__(self, batch_size: int, *, workers: int = 8, **kwargs: Any):
+        super().__init__(batch_size, **kwargs)
+        check_whole("workers", workers, 0)
+        self.workers = workers
 
     def items(self, train: bool) -> Dataset:
         """Return the images of training, augmented, or of evaluation, with their labels."""
         raise NotImplementedError(f"{type(self).__name__} does not say what its images are")
-
-    def limit(self, indices: Tensor, labels: Tensor, name: str) -> Tensor:
-        """Keep as many images as the setting `name` says, of each class its share, evenly spaced.
-
-        labels: of all images, not of `indices` alone. Raises ValueError where there are fewer images.
-        """
-        wanted = getattr(self, name)
-        if wanted is None:
-            return indices
-        if type(wanted) is not int or not 0 < wanted <= len(indices):
-            raise ValueError(f"data.{name}={wanted}: there are {len(indices)} images")
-        return indices[spread_over_classes(labels[indices], wanted)].sort().values
-
-    def check_amounts(self) -> None:
-        """Raise ValueError where there are too few images to train or to evaluate on."""
-        if len(self.eval_indices) < place(self.trainer)[1]:
-            raise ValueError(
-                f"{len(self.eval_indices)} images to evaluate on: raise data.holdout or data.n_eval "
-                "(each process needs one)"
-            )
-        if len(self.train_indices) < self.batch_size:
-            raise ValueError(
-                f"{len(self.train_indices)} training images are less than one batch of {self.batch_size}: "
-                "lower recipe.batch_size"
-            )
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled, augmented batches of this process; the last partial batch is dropped."""
@@ -114,7 +61,7 @@ class DecodedData(L.LightningDataModule):
         return DataLoader(self.items(train=False), batch_sampler=shares, **self._options())
 
     def _options(self, **more: bool) -> dict:
-        # joblib's rows side by side would start workers in its own way, which has to pickle what Lightning adds
+        # joblib's runs side by side would start workers in its own way, which has to pickle what Lightning adds
         loky = multiprocessing.get_start_method() == "loky" and "fork" in multiprocessing.get_all_start_methods()
         return {
             "multiprocessing_context": "fork" if loky and self.workers else None,

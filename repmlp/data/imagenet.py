@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -15,21 +14,23 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import InterpolationMode, v2
 
+from repmlp.data.base import DataInfo, check_whole, register, spread_over_classes
 from repmlp.data.decoded import DecodedData, to_tensor
+from repmlp.data.files import digest, images_below, is_ours, is_visible, read_rgb
 from repmlp.data.rand_augment import check_magnitude, grey
-from repmlp.data.resident import DataInfo, split_per_class, spread_over_classes
 from repmlp.randomness import derive_seed
 
 
+@register("imagenet")
 class ImageFolderData(DecodedData):
     """Folders of images, decoded by worker processes, transformed as the paper does for ImageNet.
 
     Paper: RepMLPNet Section 5.1; see train_transform and eval_transform.
 
-    root: folder of train/ and val/. img_size: side of the images in pixels. randaugment: magnitude out of 30, None for
-    none. interpolation: of resizing in evaluation, "bilinear" (the released script's) or "bicubic". n_train, n_eval: of
-    each class its share. holdout: of each class, instead of val/. The rest: see DecodedData. Hidden folders are no
-    classes.
+    root: folder of train/ and val/; hidden files and folders in them do not count. img_size: side of the images in
+    pixels. randaugment: magnitude out of 30, None for none. interpolation: of resizing in evaluation, "bilinear" (the
+    released script's) or "bicubic". holdout: of each class, instead of val/. The rest: see DecodedData. With
+    `evaluation_only`, train/ is needed for a held-out share and for calibration alone.
     Raises FileNotFoundError where a folder is absent or holds no images; ValueError where train/ and val/ differ in
     their classes.
     """
@@ -40,29 +41,21 @@ class ImageFolderData(DecodedData):
         img_size: int,
         batch_size: int,
         *,
-        seed: int = 0,
         eval_batch_size: int = 250,
         randaugment: int | None = None,
         interpolation: str = "bicubic",
-        workers: int = 8,
-        n_train: int | None = None,
-        n_eval: int | None = None,
-        holdout: float = 0.0,
+        **kwargs: Any,
     ):
-        if isinstance(img_size, bool) or not isinstance(img_size, int) or img_size < 1:
-            raise ValueError(f"data.img_size={img_size!r}: use a whole number of pixels")
-        super().__init__(
-            batch_size,
-            seed=seed,
-            eval_batch_size=eval_batch_size,
-            workers=workers,
-            n_train=n_train,
-            n_eval=n_eval,
-            holdout=holdout,
-        )
+        check_whole("img_size", img_size, 1)
+        super().__init__(batch_size, eval_batch_size=eval_batch_size, **kwargs)
         self.root = Path(root).expanduser()
         self.img_size, self.randaugment, self.interpolation = img_size, randaugment, check_interpolation(interpolation)
         self._info: DataInfo | None = None
+        self._train_folder: ImageFolder | None = None
+
+    @classmethod
+    def fingerprint(cls, settings: Mapping[str, Any]) -> str | None:
+        return fingerprint(settings["root"]) if settings.get("root") else None
 
     @property
     def info(self) -> DataInfo:
@@ -71,31 +64,40 @@ class ImageFolderData(DecodedData):
             self.prepare_data()
         return self._info
 
+    @property
+    def train_folder(self) -> ImageFolder:
+        """The images of training; the folder is read the first time."""
+        if self._train_folder is None:
+            self._train_folder = _open(self.root / "train")
+        return self._train_folder
+
     def prepare_data(self) -> None:
-        if self._info is None:
-            self.train_folder = _open(self.root / "train")
-            self.eval_folder = self.train_folder if self.holdout else _open(self.root / "val")
-            classes, there = self.train_folder.classes, self.eval_folder.classes
-            if classes != there:
-                name = sorted(set(classes) ^ set(there))[0]
-                raise ValueError(
-                    f"{self.root}: train/ has {len(classes)} classes and val/ {len(there)}, e.g. {name!r} is in one of "
-                    "them alone: both need the same folders"
-                )
-            if len(classes) < 2:
-                raise ValueError(f"{self.root / 'train'} has one class only, {classes[0]!r}: nothing can be learnt")
-            self._info = DataInfo(
-                len(classes), self.img_size, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, class_names=tuple(classes)
-            )
+        if self._info is not None:
+            return
+        if self.needs_training_images:  # before val/: a wrong root is told by the folder that comes first
+            _ = self.train_folder
+        self.eval_folder = self.train_folder if self.holdout else _open(self.root / "val")
+        classes = self.eval_folder.classes
+        self._check_classes()
+        if len(classes) < 2:
+            raise ValueError(f"{self.eval_folder.root} has one class only, {classes[0]!r}: nothing can be learnt")
+        mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+        self._info = DataInfo(len(classes), self.img_size, mean, std, class_names=tuple(classes))
+
+    def _check_classes(self) -> None:
+        """Raise ValueError where train/, if it has been read, and val/ have other classes."""
+        if self._train_folder is None or self._train_folder.classes == self.eval_folder.classes:
+            return
+        train, val = self._train_folder.classes, self.eval_folder.classes
+        raise ValueError(
+            f"{self.root}: train/ has {len(train)} classes and val/ {len(val)}, e.g. "
+            f"{sorted(set(train) ^ set(val))[0]!r} is in one of them alone: both need the same folders"
+        )
 
     def setup(self, stage: str | None = None) -> None:
-        labels, eval_labels = (torch.tensor(folder.targets) for folder in (self.train_folder, self.eval_folder))
-        self.train_indices, self.eval_indices = torch.arange(len(labels)), torch.arange(len(eval_labels))
-        if self.holdout:
-            self.train_indices, self.eval_indices = split_per_class(labels, self.info.num_classes, 1 - self.holdout)
-        self.train_indices = self.limit(self.train_indices, labels, "n_train")
-        self.eval_indices = self.limit(self.eval_indices, eval_labels, "n_eval")
-        self.check_amounts()
+        self.prepare_data()
+        train = self.train_folder.targets if self.needs_training_images else []
+        self.choose(torch.tensor(train, dtype=torch.long), torch.tensor(self.eval_folder.targets))
 
     def items(self, train: bool) -> SeededImages:
         if train:
@@ -104,8 +106,13 @@ class ImageFolderData(DecodedData):
 
     def calibration(self, n: int) -> DataLoader:
         """n training images (all where there are fewer), spread over the classes, as evaluation would see them."""
-        labels = torch.tensor(self.train_folder.targets)[self.train_indices]
-        chosen = self.train_indices[spread_over_classes(labels, n)].tolist()
+        if not (self.root / "train").is_dir():
+            raise FileNotFoundError(f"no folder {self.root / 'train'}: int8 takes its scales from training images")
+        labels = torch.tensor(self.train_folder.targets)
+        self._check_classes()
+        # evaluation needed none of them, so none were chosen
+        indices = self.train_indices if len(self.train_indices) else torch.arange(len(labels))
+        chosen = indices[spread_over_classes(labels[indices], n)].tolist()
         images = SeededImages(self.train_folder, eval_transform(self.img_size, self.interpolation), self.seed)
         return DataLoader(images, self.eval_batch_size, sampler=chosen, **self._options())
 
@@ -138,12 +145,13 @@ def check_interpolation(name: str) -> str:
 
 
 class VisibleFolder(ImageFolder):
-    """torchvision's folder of classes without hidden ones, such as the .ipynb_checkpoints that notebooks leave."""
+    """torchvision's folder of classes, without hidden files and folders, read by read_rgb()."""
+
+    def __init__(self, root: Path):
+        super().__init__(root, loader=read_rgb, is_valid_file=lambda path: is_ours(Path(path).relative_to(root)))
 
     def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
-        names = sorted(
-            entry.name for entry in os.scandir(directory) if entry.is_dir() and not entry.name.startswith(".")
-        )
+        names = sorted(each.name for each in Path(directory).iterdir() if each.is_dir() and is_visible(Path(each.name)))
         if not names:
             raise FileNotFoundError(f"Couldn't find any class folder in {directory}.")
         return names, {name: number for number, name in enumerate(names)}
@@ -152,20 +160,15 @@ class VisibleFolder(ImageFolder):
 def fingerprint(root: str | Path) -> str:
     """Return a digest of which images a folder of train/ and val/ holds: names of classes and files, sizes of files.
 
-    Sixteen hex digits, the same wherever the folder lies. Hidden files and folders do not count.
-    Raises FileNotFoundError where there is no such folder.
+    Sixteen hex digits, the same wherever the folder lies; what is no image, or hidden, does not count.
     """
-    digest = hashlib.sha256()
-    for part in ("train", "val"):
-        folder = Path(root).expanduser() / part
-        if not folder.is_dir():
-            continue
-        for where, folders, files in os.walk(folder, followlinks=True):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            for name in sorted(name for name in files if not name.startswith(".")):
-                path = Path(where) / name
-                digest.update(f"{part}/{path.relative_to(folder).as_posix()} {path.stat().st_size}\n".encode())
-    return digest.hexdigest()[:16]
+    folders = {part: Path(root).expanduser() / part for part in ("train", "val")}
+    return digest(
+        (f"{part}/{path.as_posix()}", folder / path)
+        for part, folder in folders.items()
+        if folder.is_dir()
+        for path in images_below(folder)
+    )
 
 
 class SeededImages(Dataset):
@@ -186,12 +189,7 @@ class SeededImages(Dataset):
             torch.manual_seed(derive_seed(self.seed, "image", epoch, index))  # torchvision draws from torch alone
         else:
             index = key
-        try:
-            image, label = self.folder[index]
-        except Exception as error:  # Pillow has no error type of its own: a damaged file fails in any of a dozen ways
-            raise ValueError(
-                f"{self.folder.samples[index][0]} is no readable image: replace it or remove it"
-            ) from error
+        image, label = self.folder[index]
         return self.transform(image), label
 
 

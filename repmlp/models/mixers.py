@@ -22,6 +22,7 @@ from torch import nn
 
 from repmlp.branches import BranchSpec
 from repmlp.injection import inject_locality
+from repmlp.resmlp_key_names import convert_resmlp
 
 RESMLP = {"block_layer": mlp_mixer.ResBlock, "mlp_ratio": 4, "norm_layer": mlp_mixer.Affine}
 GMLP = {"block_layer": mlp_mixer.SpatialGatingBlock, "mlp_ratio": 6, "mlp_layer": GatedMlp}
@@ -38,7 +39,7 @@ class FlatAffine(mlp_mixer.Affine):
 
 
 def build_resmlp(
-    img_size: int = 32,
+    img_size: int | tuple[int, int] = 32,
     patch_size: int = 2,
     depth: int = 12,
     width: int = 256,
@@ -55,15 +56,15 @@ def build_resmlp(
     Defaults are the reduced ResMLP-12 of RepMLPNet's Table 5: 7,144,292 parameters and 1,812,751,360
     multiply-accumulates without branches.
 
-    img_size, patch_size: pixels; the map is (img_size/patch_size) squared. depth: blocks. width: channels.
+    img_size, patch_size: pixels; img_size a side, or (height, width). depth: blocks. width: channels.
     kernels: branches, () for none. layer_scale: initial value (0.1 for 12 layers in ResMLP; 1e-5 for 24).
     init_std: standard deviation of the truncated normal that linear weights start from; biases start at 0.
     inference_mode: build the merged form, to load merged weights into.
 
-    Input (N, in_chans, img_size, img_size), output (N, num_classes).
+    Input (N, in_chans, height, width), output (N, num_classes).
     Raises ValueError where the image is no whole number of patches, and as inject_locality does.
     """
-    if img_size % patch_size:
+    if any(side % patch_size for side in ((img_size,) if isinstance(img_size, int) else img_size)):
         raise ValueError(f"img_size={img_size} is no multiple of patch_size={patch_size}")
     with torch.random.fork_rng([]):  # the values that timm draws are drawn anew
         net = MlpMixer(
@@ -119,6 +120,7 @@ def _cfg(**kwargs: Any) -> dict[str, Any]:
 
 default_cfgs = generate_default_cfgs(
     {
+        "resmlp_12_patch2_32": _cfg(**CIFAR),
         "resmlp_12_patch4_32": _cfg(**CIFAR),
         "gmlp_12_patch4_32": _cfg(**CIFAR),
         "resmlp_big_24_patch16_224": _cfg(),
@@ -135,6 +137,19 @@ def _create_mixer(variant: str, pretrained: bool, given: Mapping[str, Any], **sh
         pretrained_filter_fn=mlp_mixer.checkpoint_filter_fn,
         feature_cfg={"out_indices": 3, "feature_cls": "getter"},
         **{**shape, **given},
+    )
+
+
+@register_model
+def resmlp_12_patch2_32(pretrained: bool = False, **kwargs: Any) -> MlpMixer:
+    """The reduced ResMLP-12 of RepMLPNet's Table 5, by default without branches; takes what `build_resmlp` takes."""
+    return build_model_with_cfg(
+        build_resmlp,
+        "resmlp_12_patch2_32",
+        pretrained,
+        pretrained_filter_fn=lambda state, model: convert_resmlp(state),
+        feature_cfg={"out_indices": 3, "feature_cls": "getter"},
+        **{"kernels": (), **kwargs},
     )
 
 

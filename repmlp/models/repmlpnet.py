@@ -430,6 +430,9 @@ def _create(variant: str, pretrained: bool, variant_kwargs: dict[str, Any], **kw
     """Build a variant: its own arguments, changed by those that the user gives."""
     if kwargs.get("features_only"):
         kwargs.setdefault("out_indices", tuple(range(len(variant_kwargs["blocks"]))))
+    given = kwargs.get("pretrained_cfg")
+    if isinstance(given, Mapping) and "num_classes" in given:  # a folder of weights tells how many classes they have
+        kwargs.setdefault("num_classes", given["num_classes"])
     overlay = kwargs.get("pretrained_cfg_overlay") or {}
     if pretrained and overlay.get("file") and "num_classes" not in overlay:
         # timm keeps a file's classifier only where the configuration tells how many classes the file has

@@ -10,8 +10,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
@@ -19,7 +19,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from repmlp.runs.run import Outcome, execute, first_process, one_line, run_label
+from repmlp.runs.outcome import Outcome, first_process, one_line, run_label
 from repmlp.runs.settings import Recipe, Run, SegmentationRecipe, unknown
 from repmlp.runs.sweep import (
     deadline_of,
@@ -30,6 +30,9 @@ from repmlp.runs.sweep import (
     progress_line,
     told_apart,
 )
+
+if TYPE_CHECKING:
+    import torch
 
 log = logging.getLogger(__name__)
 
@@ -79,11 +82,20 @@ def run_job(config: DictConfig) -> float | None:
     return outcome.value
 
 
+def execute(*args: Any, **kwargs: Any) -> Outcome:
+    """Do a run, see run.execute; what it takes, torch and Lightning, is imported now: seconds after the first line."""
+    from repmlp.runs import run
+
+    return run.execute(*args, **kwargs)
+
+
 def device_of(name: str) -> torch.device:
     """Return the device that a setting names: "cpu", "cuda", or "auto" for a GPU where there is one.
 
     Raises ValueError for another name, and for a GPU that is not there.
     """
+    import torch  # here, so that a command says its help without it
+
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name not in ("cpu", "cuda"):
@@ -172,9 +184,19 @@ def place_files(arguments: list[str], names: tuple[str, ...] = ("data.root", "we
     for text in arguments:
         name, equals, value = text.partition("=")
         if equals and name in names and value and not re.search(r"[,$\[{'\"]", value) and value != "null":
-            text = f"{name}={place(value)}"
+            value = str(place(value))
+            text = f"{name}='{value}'" if re.search(r"[=():]", value) else f"{name}={value}"
         placed.append(text)
     return placed
+
+
+def quicken_help() -> None:
+    """Let Hydra list its groups without a copy of all stored settings for each: 2 of the 2.5 s that --help took.
+
+    What is loaded from the store is copied on its way out as ever.
+    """
+    store = ConfigStore.instance()
+    store.__deepcopy__ = lambda memo: store  # of this one object
 
 
 def run_command(main: Callable[[], None], repository: Path) -> None:
@@ -185,8 +207,12 @@ def run_command(main: Callable[[], None], repository: Path) -> None:
     os.environ.setdefault("REPMLP_CWD", os.getcwd())  # noqa: PTH109  (a worker process inherits it)
     os.chdir(repository)
     os.environ.setdefault("REPMLP_LAUNCH", f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{os.getpid()}")
-    sys.argv[1:] = quote_file_names(place_files(sys.argv[1:]), ("checkpoint", "onnx", "out", "weights", "backbone"))
+    sys.argv[1:] = quote_file_names(
+        place_files(sys.argv[1:]), ("checkpoint", "onnx", "out", "weights", "backbone", "images")
+    )
     refuse_additions(sys.argv[1:], repository / "experiments/conf")
+    if {"-h", "--help", "--hydra-help"} & set(sys.argv):
+        quicken_help()
     wanted_traceback = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come out as they are raised, and are told below
     try:

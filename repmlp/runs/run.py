@@ -17,7 +17,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +25,15 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from repmlp import branches
 from repmlp.checkpoints import check_state_dict, save_model
 from repmlp.cost import count_macs, count_params, count_params_paper
-from repmlp.data.imagenet import fingerprint
 from repmlp.locality import network_profiles
-from repmlp.runs.key import PATHS, branch_label, run_key
+from repmlp.runs.key import PATHS, run_key
 from repmlp.runs.lock import run_lock
+from repmlp.runs.outcome import Outcome, first_process, one_line, run_label
 from repmlp.runs.provenance import device_name, git_state, processor, versions
 from repmlp.runs.record import BadRecord, read_record, record_path, write_record
 from repmlp.runs.settings import BadSetting, Run, one_of, run_of
@@ -47,9 +46,6 @@ from repmlp.training.merging import BATCHES, MergeMidway, drop_branches
 
 log = logging.getLogger(__name__)
 
-ADDITIONS = {  # settings that are said of a run where they are on
-    "model": ("drop_path_rate",), "data": ("randaugment",), "recipe": ("mixup", "cutmix", "ema_decay", "decay_all"),
-}  # fmt: skip
 HOW = (
     "results_dir",
     "output_dir",
@@ -59,47 +55,6 @@ HOW = (
     "backbone",
     "contrasts",
 )  # of the command, not of the run
-
-
-@dataclass
-class Outcome:
-    """How a run ended.
-
-    state: finished, skipped (there was a record), busy (another process does it), postponed (no time left) or failed.
-    value: what it reached in percent, of the last epoch: top-1, or mIoU; None where there is no record.
-    """
-
-    state: str
-    label: str
-    key: str
-    message: str = ""
-    seconds: float = 0.0
-    value: float | None = None
-
-
-def run_label(config: Mapping[str, Any]) -> str:
-    """Say in words which run this is."""
-    model = config["model"]
-    kernels, share_sets = (v if isinstance(v, list) else [v] for v in (model.get("kernels"), model.get("share_sets")))
-    try:
-        shown = branch_label(kernels)
-    except ValueError:  # a mistake, which the run itself tells of
-        shown = ",".join(map(str, kernels))
-    parts = [str(model["name"]), "branches " + shown]
-    if "share_sets" in model:
-        parts.append("S=" + ",".join(map(str, share_sets)))
-    if not model.get("global_perceptron", True):
-        parts.append("no Global Perceptron")
-    if model.get("embed_kernel"):
-        parts.append(f"{model['embed_kernel']}x{model['embed_kernel']} embeddings")
-    if config["data"].get("n_train"):
-        parts.append(f"{config['data']['n_train']} images")
-    parts.append(f"{config['recipe']['epochs']} epoch{'s' if config['recipe']['epochs'] != 1 else ''}")
-    parts += [f"{name} {config[of][name]}" for of, names in ADDITIONS.items() for name in names if config[of].get(name)]
-    if (share := config["recipe"].get("merge_after")) is not None:
-        parts.append(f"merged after {share:.0%}")
-    parts += [f"from {Path(config[name]).name}" for name in ("weights", "backbone") if config.get(name)]
-    return ", ".join([*parts, f"seed {config['seed']}"])
 
 
 def execute(config: Mapping[str, Any], label: str | None = None, deadline: float | None = None) -> Outcome:
@@ -181,26 +136,10 @@ def with_identities(settings: Run) -> Run:
                 raise BadSetting(f"{name}={file}: there is no such file (looked for {path.absolute()})")
             model[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     data = settings.data
-    if data["name"] == "imagenet" and data.get("root"):
-        data = {**data, "fingerprint": fingerprint(data["root"])}
+    kind = TASKS[settings.task].datasets.get(data["name"])  # an unknown one is told of when it is built
+    if kind is not None and (digest := kind.fingerprint(data)):
+        data = {**data, "fingerprint": digest}
     return replace(settings, model=model, data=data)
-
-
-def first_process() -> bool:
-    """Say whether this is rank 0, which looks after the run's files; Lightning starts the others."""
-    return getattr(rank_zero_only, "rank", 0) in (0, None)
-
-
-def one_line(error: BaseException) -> str:
-    """Return an error's message on one line, with its type where the message alone would be a riddle."""
-    text = str(error)
-    if "Original Traceback" in text:  # from a worker process that loads data: the last line says what it was
-        text = text.strip().splitlines()[-1].removeprefix("ValueError: ")
-    text = " ".join(text.split())
-    plain = isinstance(
-        error, (ValueError, FileNotFoundError, FloatingPointError, ModuleNotFoundError)
-    ) and not isinstance(error, (KeyError, UnicodeError))
-    return text if plain and text else f"{type(error).__name__}: {text}"
 
 
 def check_writable(folder: Path) -> None:

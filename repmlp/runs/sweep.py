@@ -21,8 +21,8 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from repmlp.runs.outcome import Outcome, first_process, one_line
 from repmlp.runs.record import write_json
-from repmlp.runs.run import Outcome, first_process, one_line
 
 log = logging.getLogger(__name__)
 

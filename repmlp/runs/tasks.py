@@ -16,10 +16,12 @@ from repmlp.data import DATASETS, SEGMENTATION, build_data, build_segmentation_d
 from repmlp.finetuning import start_from
 from repmlp.models.build import ARCHITECTURES, build_model
 from repmlp.models.upernet import STRIDE
+from repmlp.runs.progress import told
 from repmlp.runs.settings import BadSetting, Run, unknown
 from repmlp.training.base import RecipeModule
 from repmlp.training.classifier import Classifier
 from repmlp.training.merge_check import compare_merged
+from repmlp.training.recalls import Recalls
 from repmlp.training.segmenter import Segmenter, compare_merged_masks
 
 log = logging.getLogger(__name__)
@@ -65,7 +67,11 @@ class Classification:
 
     def evaluate(self, run: Run, net: nn.Module, data: Any) -> dict[str, Any]:
         """Return what the record says of the trained network, before and after merging."""
-        return compare_merged(net, data.whole_evaluation(), data.info.num_classes, data.info.parts)[1]
+        info = data.info
+        recalls = Recalls(info.num_classes, info.class_names)
+        batches = told(data.whole_evaluation(), data.n_images[1], log.info)
+        _, metrics = compare_merged(net, batches, info.num_classes, info.parts, watch=recalls.update)
+        return {**metrics, **recalls.of_record()}
 
 
 class Segmentation(Classification):
@@ -106,7 +112,8 @@ class Segmentation(Classification):
         return Segmenter(net, asdict(run.recipe), steps_per_epoch, data.info.classes, seed=run.seed)
 
     def evaluate(self, run: Run, net: nn.Module, data: Any) -> dict[str, Any]:
-        return compare_merged_masks(net, data.whole_evaluation(), data.info.classes, run.recipe.window)
+        batches = told(data.whole_evaluation(), data.n_images[1], log.info)
+        return compare_merged_masks(net, batches, data.info.classes, run.recipe.window)
 
 
 TASKS: dict[str, Classification] = {task.name: task for task in (Classification(), Segmentation())}

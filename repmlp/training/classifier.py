@@ -13,13 +13,18 @@ from torchmetrics import Accuracy, MeanMetric, MetricCollection
 from repmlp.training.base import RecipeModule
 
 
-def accuracy_metrics(num_classes: int, **kwargs: Any) -> MetricCollection:
-    """Return top-1 and top-5 accuracy over all images (not averaged by class); kwargs: of torchmetrics' Metric.
+def tops(num_classes: int) -> tuple[int, ...]:
+    """Return the numbers of first guesses that are looked at: 1, and 5 where that says anything."""
+    return (1, 5) if num_classes > 5 else (1,)
 
-    With fewer than five classes every guess is among the first five.
+
+def accuracy_metrics(num_classes: int, **kwargs: Any) -> MetricCollection:
+    """Return top-1 accuracy over all images (not averaged by class), and top-5 of more than five classes.
+
+    kwargs: of torchmetrics' Metric.
     """
     options = {"task": "multiclass", "num_classes": num_classes, "average": "micro", **kwargs}
-    return MetricCollection({f"top{k}": Accuracy(top_k=min(k, num_classes), **options) for k in (1, 5)})
+    return MetricCollection({f"top{k}": Accuracy(top_k=k, **options) for k in tops(num_classes)})
 
 
 class PartAccuracy(nn.Module):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -18,14 +18,16 @@ def compare_merged(
     loader: Iterable[tuple[Tensor, Tensor]],
     num_classes: int,
     parts: Mapping[str, Tensor] | None = None,
+    watch: Callable[[Tensor, Tensor], None] | None = None,
 ) -> tuple[nn.Module, dict[str, float]]:
     """Merge a copy of `net` and run both over the same images.
 
     net: any model whose parts merge by reparameterize(), timm's too; left as it is, but for evaluation mode.
-    loader: images and labels. One process alone: nothing is shared with others.
-    Returns the merged copy and: top1_pct, top5_pct, <part>_pct of the net as trained; the same with `_merged`;
-    merge_error, the norm of the difference of all logits over the norm of the logits; merge_disagreements, the number
-    of images whose first guess differs.
+    loader: images and labels. One process alone: nothing is shared with others. watch: is given the merged copy's
+    logits (B, K) and the labels (B,) of each batch.
+    Returns the merged copy and: top1_pct, top5_pct (of more than five classes), <part>_pct of the net as trained; the
+    same with `_merged`; merge_error, the norm of the difference of all logits over the norm of the logits;
+    merge_disagreements, the number of images whose first guess differs.
     """
     net.eval()
     merged = merged_copy(net)
@@ -42,6 +44,8 @@ def compare_merged(
             metrics.update(output, labels)
             answers.update(output, labels)
         comparer.update(*logits)
+        if watch is not None:
+            watch(logits[1], labels)
     result: dict[str, float] = {}
     for suffix, (metrics, answers) in zip(("", "_merged"), both, strict=True):
         values = {**metrics.compute(), **answers.compute()}

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
-from repmlp.data.segmentation import IGNORED
+from repmlp.data.scaled_crop import IGNORED
 from repmlp.models.build import merged_copy
 from repmlp.models.upernet import UperNet, predict
 from repmlp.training.base import RecipeModule

@@ -1,0 +1,102 @@
+"""A process that has imported what the commands import; each command that it is asked for is a fork of it.
+
+Importing torch, Lightning and the others takes a command 5 to 15 seconds, the tests start hundreds of them. A fork of a
+process that has them begins at once and is otherwise a process of its own: its own working folder, environment, signals
+and exit status. What only a fresh start can show (imports that are missing, variables that are read while torch is
+imported) is tested with `command(..., fresh=True)`.
+
+    python tests/preloaded.py SOCKET
+
+A request is one line of JSON: arguments, cwd, env, stdout, stderr (names of files). The answer is the exit status.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import importlib
+import json
+import os
+import runpy
+import signal
+import socketserver
+import sys
+import traceback
+
+MODULES = (
+    "hydra",
+    "lightning",
+    "matplotlib.pyplot",
+    "pandas",
+    "repmlp",
+    "repmlp.data",
+    "repmlp.runs.launch",
+    "timm",
+    "torch",
+    "torch.utils.tensorboard",
+    "torchmetrics",
+    "torchvision",
+)
+
+
+def preload() -> None:
+    """Import what the commands import; what is not installed is left out."""
+    for name in MODULES:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+
+
+def run(request: dict) -> None:
+    """Become the command that is asked for; ends the process with its exit status."""
+    for number, name in ((1, request["stdout"]), (2, request["stderr"])):
+        file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(file, number)
+        os.close(file)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.environ.clear()
+    os.environ.update(request["env"])
+    os.chdir(request["cwd"])
+    script, *_ = sys.argv = request["arguments"]
+    sys.path[0] = os.path.dirname(script)  # noqa: PTH120  (as Python itself does)
+    status = 0
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if end.code is not None and not isinstance(end.code, int):
+            print(end.code, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    with contextlib.suppress(Exception):
+        atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os._exit(status % 256)
+
+
+class Handler(socketserver.StreamRequestHandler):
+    """In a fork of its own: forks once more for the command, waits for it and answers."""
+
+    def handle(self) -> None:
+        request = json.loads(self.rfile.readline())
+        child = os.fork()
+        if child == 0:
+            os.setsid()
+            self.server.socket.close()
+            self.connection.close()
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            run(request)
+        self.wfile.write(f"{os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}\n".encode())
+
+
+class Server(socketserver.ForkingMixIn, socketserver.UnixStreamServer):
+    """One fork a request, so that tests may have several commands at once."""
+
+
+if __name__ == "__main__":
+    preload()
+    with Server(sys.argv[1], Handler) as server:
+        server.serve_forever(poll_interval=0.1)
