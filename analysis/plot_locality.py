@@ -1,7 +1,7 @@
 """Draw accuracy over a number for locality, for every run of this project, and say how well the one ranks the other.
 
-    python analysis/plot_locality.py                          # -> results/locality.png and .pdf; locality.md
-    python analysis/plot_locality.py --study kernels_cifar100 --study sharing_cifar100
+    python analysis/plot_locality.py                          # -> results/locality.png, locality.md and .csv
+    python analysis/plot_locality.py kernels_cifar100 sharing_cifar100
 
 The number is `repmlp.locality.locality_index`, the mean over a network's spatial layers: 0 for a flat kernel, 1 where
 all weight is on the output point itself. Once for the merged kernel, once for the FC alone. Runs are compared with runs
@@ -23,8 +23,10 @@ from repmlp.runs.record import load_records
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__, None, ("tables", "figures"))
-    parser.add_argument("--study", action="append", help="this study alone; may be given several times")
+    parser.add_argument("studies", nargs="*", metavar="STUDY", help="these studies alone, folders under results/")
+    parser.add_argument("--study", action="append", help="the same by name; may be given several times")
     options = parser.parse_args(argv)
+    options.study = [*options.studies, *(options.study or [])]
     found = {study: load_records(options.results, study) for study in options.study or [None]}
     for study, of_study in found.items():
         if not len(of_study) or not layers_of(of_study).map(len).any():
@@ -32,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
             sys.exit(f"error: no records with spatial layers of {named} in {options.results}")
     records = with_index(pd.concat(found.values(), ignore_index=True))
     table = correlations(records)
-    emit("locality", "Locality and accuracy", NOTE, as_shown(table), options.results, options.latex, table)
+    emit("locality", "Locality and accuracy", NOTE, as_shown(table), options.results, options.latex, table.round(6))
     for path in draw(records, table, options.results / "locality", options.pdf):
         print(f"wrote {path}")
 

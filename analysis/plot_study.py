@@ -1,6 +1,6 @@
 """Draw a study's accuracy over what it varies, and what branches gain there.
 
-    python analysis/plot_study.py sharing_cifar100       # -> results/sharing_cifar100/gains.png and .pdf; gains.md
+    python analysis/plot_study.py sharing_cifar100       # -> results/sharing_cifar100/gains.png, gains.md and .csv
     python analysis/plot_study.py stronger_cifar100 --steps        # -> steps.png and so on
 
 A study that varies branches alone has them on the axis, a line a network. Any other has its other settings on the axis,
@@ -11,7 +11,7 @@ configuration is compared with the one that is most like all others: a study of 
 from __future__ import annotations
 
 from options import Parser, no_records
-from plots.gains import NOTE, as_shown, cells, draw, steps
+from plots.gains import NOTE, as_numbers, as_shown, cells, draw, steps
 from table_parts import emit
 
 from repmlp.runs.record import load_records
@@ -32,7 +32,9 @@ def main(argv: list[str] | None = None) -> None:
     )
     folder = options.results / options.study
     name = "steps" if options.steps else "gains"
-    emit(name, f"Study {options.study}: {name}", NOTE.format(over), as_shown(table, axis_title), folder, options.latex)
+    words = f"Study {options.study}: {name}"
+    shown, numbers = as_shown(table, axis_title), as_numbers(table, axis_title)
+    emit(name, words, NOTE.format(over), shown, folder, options.latex, numbers)
     for path in draw(table, axis_title, f"study {options.study}", over, folder / name, not options.steps, options.pdf):
         print(f"wrote {path}")
 

@@ -13,15 +13,15 @@ import timm
 from repmlp.runs.key import determining
 
 
-def standard_error(rows: pd.DataFrame) -> float:
+def standard_error(runs: pd.DataFrame) -> float:
     """Return the standard error of a cell's mean top-1 in points: over seeds, or of the images where n is 1."""
-    return rows["top1_pct"].std() / len(rows) ** 0.5 if len(rows) > 1 else of_images(rows)
+    return runs["top1_pct"].std() / len(runs) ** 0.5 if len(runs) > 1 else of_images(runs)
 
 
-def of_images(rows: pd.DataFrame) -> float:
+def of_images(runs: pd.DataFrame) -> float:
     """Return the standard error in points that the number of images evaluated gives a run's top-1, the first one's."""
-    p = rows["top1_pct"].iloc[0] / 100
-    return 100 * (p * (1 - p) / rows["n_eval"].iloc[0]) ** 0.5
+    p = runs["top1_pct"].iloc[0] / 100
+    return 100 * (p * (1 - p) / runs["n_eval"].iloc[0]) ** 0.5
 
 
 def differing_settings(records: pd.DataFrame) -> pd.DataFrame:

@@ -211,6 +211,35 @@ def contrasts_table(tests: Sequence[Finding]) -> pd.DataFrame:
     return table if table["of"].any() else table.drop(columns="of")
 
 
+def contrasts_numbers(tests: Sequence[Finding]) -> pd.DataFrame:
+    """Write the tests of a study as numbers, one a column; NaN where nothing is decided.
+
+    Rounded, so that another processor's last digits change no committed file.
+    """
+    rows = [
+        {
+            "of": test.pair.where,
+            "contrast": str(test.pair.contrast),
+            "equal_within": test.pair.contrast.equivalent_within,
+            "n": test.n,
+            "difference": test.difference,
+            "low": test.two_way[0],
+            "high": test.two_way[1],
+            "df": test.freedom,
+            "p_holm": test.p,
+            "verdict": test.verdict,
+            "paired_low": test.paired[0],
+            "paired_high": test.paired[1],
+            "paired_p": test.paired_p,
+        }
+        for test in tests
+    ]
+    table = pd.DataFrame(rows)
+    for name in ("p_holm", "paired_p"):
+        table[name] = [float(f"{p:.4g}") for p in table[name]]
+    return table.round(dict.fromkeys(("difference", "low", "high", "paired_low", "paired_high"), 4))
+
+
 def _interval(bounds: tuple[float, float]) -> str:
     return "" if np.isnan(bounds[0]) else f"{bounds[0]:+.2f} to {bounds[1]:+.2f}"
 

@@ -64,6 +64,13 @@ def emit(
     print(f"wrote {folder / name}.md, .csv{', .tex' if latex else ''}\n")
 
 
+def emit_runs(name: str, runs: pd.DataFrame, folder: Path) -> None:
+    """Write the list of a study's runs as CSV, print it with the keys of their records and folders, and say where."""
+    folder.mkdir(parents=True, exist_ok=True)
+    runs.to_csv(folder / f"{name}.csv", index=False)
+    print(f"{runs.to_markdown(index=False, disable_numparse=True)}\n\nwrote {folder / name}.csv\n")
+
+
 NUMBER = r"[+-]?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?"
 # how cells write more than one number: pattern, and what the columns of a CSV are called behind the column's own name
 WRITTEN = (

@@ -81,19 +81,19 @@ def test_table_5_counts_are_the_printed_ones():
 
 
 def test_table_2_holds_full_imagenet_records_alone(tmp_path):
-    def row(top1, n_train=1_281_167, *overrides):
+    def run(top1, n_train=1_281_167, *overrides):
         config = compose_config("model=repmlpnet_t224", "data=imagenet", "recipe=imagenet", *overrides)
         record = {**full_record(config, top1), "data": "imagenet", "n_train": n_train, "n_eval": 50_000}
         write_record(record_path(tmp_path, "train", run_key(config)), record)
 
-    row(76.0)
-    row(77.0, 1_281_167, "seed=1")
-    row(10.0, 9_469, "seed=2")  # another data set in its folder
-    row(11.0, 1_281_167, "model.img_size=96")
-    row(12.0, 1_281_167, "model.kernels=[]")
-    row(13.0, 1_281_167, "recipe.mixup=0.8")
-    row(14.0, 1_281_167, "model.share_sets=[2,8,32,256]")
-    row(70.0, 1_281_167, "model=timm", "model.variant=resmlp_12_224", "recipe.epochs=120")
+    run(76.0)
+    run(77.0, 1_281_167, "seed=1")
+    run(10.0, 9_469, "seed=2")  # another data set in its folder
+    run(11.0, 1_281_167, "model.img_size=96")
+    run(12.0, 1_281_167, "model.kernels=[]")
+    run(13.0, 1_281_167, "recipe.mixup=0.8")
+    run(14.0, 1_281_167, "model.share_sets=[2,8,32,256]")
+    run(70.0, 1_281_167, "model=timm", "model.variant=resmlp_12_224", "recipe.epochs=120")
     records = load_records(tmp_path)
     table = paper.imagenet_table("2", records, tmp_path).set_index("model")
     t224 = table.loc["RepMLPNet-T224"]
@@ -171,7 +171,7 @@ def test_only_runs_of_one_setting_are_averaged(tmp_path):
         write(tmp_path, top1, *overrides)
     settings = dict(by_setting(load_records(tmp_path)))
     assert sorted(map(len, settings.values())) == [1, 3] and all(settings)
-    tables = [studies.study_table(rows) for rows in settings.values()]
+    tables = [studies.study_table(runs) for runs in settings.values()]
     assert sorted(cell for table in tables for cell in table["top-1"]) == [
         "10.00 (n=1)", "51.00 ± 1.41 (n=2)", "80.00 (n=1)",
     ]  # fmt: skip
@@ -202,14 +202,16 @@ def test_contrasts_of_a_sweep_have_their_table(tmp_path, capsys):
         write(tmp_path, top1, "+sweep=small/locality", "model=repmlpnet_small", f"model.kernels={kernels}")
     make_tables.main(["locality_cifar100", "--results", str(tmp_path)])
     table = pd.read_csv(tmp_path / "locality_cifar100/contrasts.csv")
+    assert pd.api.types.is_numeric_dtype(table["p_holm"]) and table["p_holm"].isna().all()
     assert list(table["contrast"]) == ["1x1 - none", "3x3 - none", "1x1+3x3 - none"]
     assert list(table["difference"]) == [1.0, 10.0, 11.0] and set(table["verdict"]) == {"open (n=1)"}
     runs = pd.read_csv(tmp_path / "locality_cifar100/runs.csv")
     assert {path.stem for path in tmp_path.glob("locality_cifar100/records/*")} == set(runs["key"])
     plot_study.main(["locality_cifar100", "--results", str(tmp_path)])
-    gains = pd.read_csv(tmp_path / "locality_cifar100/gains.csv", keep_default_na=False)
+    gains = pd.read_csv(tmp_path / "locality_cifar100/gains.csv")
     # 10,000 images: 100 * sqrt(0.25/1e4 + 0.24/1e4)
-    assert list(gains["SE over seeds"]) == [""] * 4 and gains["SE of images, n=1"][2] == "0.70"
+    assert gains["SE over seeds"].isna().all() and gains["SE of images, n=1"][2] == pytest.approx(0.7, abs=1e-3)
+    assert gains["gain"].isna().tolist() == [True, False, False, False] and gains["gain"][2] == 10
 
 
 @pytest.fixture(scope="module")
@@ -404,9 +406,9 @@ def test_runs_that_differ_in_more_than_the_seed_are_no_cell(tmp_path):
     assert set(table["n"]) == {1} and sorted(table["top1"]) == [40, 45, 55, 60, 61, 65]
 
 
-def test_ticks_are_in_order_where_one_network_lacks_a_row(tmp_path, monkeypatch):
-    for model, rows in (("repmlpnet_cifar", ("[]", "[1,3]")), ("resmlp12_cifar", ("[]", "[1]", "[3]", "[1,3]"))):
-        for kernels in rows:
+def test_ticks_are_in_order_where_one_network_lacks_a_set(tmp_path, monkeypatch):
+    for model, sets in (("repmlpnet_cifar", ("[]", "[1,3]")), ("resmlp12_cifar", ("[]", "[1]", "[3]", "[1,3]"))):
+        for kernels in sets:
             write(tmp_path, 50.0, f"model={model}", f"model.kernels={kernels}")
     drawn = {}
     monkeypatch.setattr(gains, "save", lambda figure, stem, pdf=False: drawn.setdefault("figure", figure) and [])

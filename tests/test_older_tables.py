@@ -31,7 +31,7 @@ def test_printed_figures_name_known_networks():
 def test_counts(name):
     found = counts(name)
     assert (found.params, found.folded_params, round(found.folded_macs / 1e9, 3)) == MEASURED[name]
-    assert found.folded_params <= found.merged_params and found.folded_macs == found.merged_macs
+    assert found.folded_params <= found.merged_params
 
 
 def test_networks_table():

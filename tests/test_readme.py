@@ -194,5 +194,7 @@ def test_its_gains_are_those_of_the_contrasts():
         rows = [row for row in csv.DictReader(file) if row["contrast"] == "1x1+3x3 - none"]
     for path in (README, ROOT / "docs/reading_results.md"):
         for row in rows:
-            assert row["difference"] in path.read_text() and row["interval"] in path.read_text(), (name_of(path), row)
+            difference, low, high = (f"{float(row[name]):+.2f}" for name in ("difference", "low", "high"))
+            text = path.read_text()
+            assert difference in text and f"{low} to {high}" in text, (name_of(path), row)
         assert f"n = {rows[0]['n']}:" in README.read_text()

@@ -19,13 +19,13 @@ BOTH = Contrast("model.kernels", [], [1, 3])
 
 def study(values, processor=None, **changes) -> pd.DataFrame:
     """Make records of a study: values[kernels as text][seed] = top-1."""
-    rows, base = [], compose_config(*(f"{name}={value}" for name, value in changes.items()))
+    runs, base = [], compose_config(*(f"{name}={value}" for name, value in changes.items()))
     for kernels, by_seed in values.items():
         for seed, top1 in by_seed.items():
             config = {**base, "model": {**base["model"], "kernels": json.loads(kernels)}, "seed": seed}
             on = processor(kernels, seed) if processor else None
-            rows.append({"model": "net", "seed": seed, "top1_pct": top1, "config": config, "processor": on})
-    return pd.DataFrame(rows)
+            runs.append({"model": "net", "seed": seed, "top1_pct": top1, "config": config, "processor": on})
+    return pd.DataFrame(runs)
 
 
 def by_hand(wide: np.ndarray, plus: int, minus: int):

@@ -173,8 +173,8 @@ def test_a_study_by_hand(tmp_path):
     write(tmp_path, 50.0, *CAMVID, "model.embed_kernel=5")
     write(tmp_path, 51.0, *CAMVID, "model.embed_kernel=null")
     write(tmp_path, 45.0, *RESNET)
-    ((suffix, rows),) = by_setting(read(tmp_path))
-    table = studies.study_table(rows)
+    ((suffix, runs),) = by_setting(read(tmp_path))
+    table = studies.study_table(runs)
     assert suffix == "" and list(table.columns) == [
         "model", "branches", "embedding", "mIoU", "merged mIoU", "pixel accuracy", "params", "MACs", "changed pixels",
         "merge error", "IoU Sky", "IoU Road", "IoU Fence",
@@ -190,7 +190,7 @@ def test_a_study_by_hand(tmp_path):
     assert (row["merged mIoU"], row["pixel accuracy"]) == ("41.60", "81.50")
     assert (row["params"], row["MACs"], row["changed pixels"]) == ("1,234,567", "7,654,321", "1,005")
     assert (row["merge error"], row["IoU Sky"], row["IoU Road"], row["IoU Fence"]) == ("5.0e-07", "91.00", "61.00", "")
-    note = studies.study_note(rows)
+    note = studies.study_note(runs)
     assert note.startswith(
         "camvid (3 classes), 367 training images, 40 epochs, 1,800 steps of 8 crops of 192x288 pixels, tiles of 96 "
         "pixels, from scratch, evaluated after the last epoch on 233 images of 'test', whole, 40,262,400 pixels. Not "
@@ -205,8 +205,8 @@ def test_different_configurations_are_never_averaged(tmp_path):
     write(tmp_path, 20.0, *CAMVID, "model.img_size=64")
     write(tmp_path, 60.0, *CAMVID, model=WEIGHTS)
     write(tmp_path, 80.0, *CAMVID, "model.decoder_channels=32")
-    ((_, rows),) = by_setting(read(tmp_path))
-    table = studies.study_table(rows)
+    ((_, runs),) = by_setting(read(tmp_path))
+    table = studies.study_table(runs)
     shown = sorted(tuple(row) for row in table[["mIoU", "tile", "start"]].itertuples(index=False))
     assert shown == [
         ("20.00 (n=1)", "64", "scratch"),
@@ -214,7 +214,7 @@ def test_different_configurations_are_never_averaged(tmp_path):
         ("60.00 (n=1)", "96", "weights aaaaaaaa"),
         ("80.00 (n=1)", "96", "scratch"),
     ]
-    note = studies.study_note(rows)
+    note = studies.study_note(runs)
     assert "tiles of 64, 96 pixels, from scratch or a backbone's weights aaaaaaaa" in note
     # the variant's own tiles
     write(tmp_path, 1.0, *CAMVID, "model.img_size=null", study="own")
@@ -222,7 +222,7 @@ def test_different_configurations_are_never_averaged(tmp_path):
     # another recipe, crop or precision is another table
     write(tmp_path, 1.0, *CAMVID, "recipe.window=[96,192]", "data.holdout=0.2")
     write(tmp_path, 2.0, *CAMVID, "trainer.precision=bf16-mixed")
-    settings = [rows for _, rows in by_setting(load_records(tmp_path, "seg", "segmentation"))]
+    settings = [runs for _, runs in by_setting(load_records(tmp_path, "seg", "segmentation"))]
     assert sorted(map(len, settings)) == [1, 1, 5]
     notes = " ".join(map(studies.study_note, settings))
     assert "images held out of training, in windows of 96x192" in notes and "precision bf16-mixed, from" in notes
@@ -249,7 +249,9 @@ def test_a_study_of_both_kinds_gives_both_tables_and_a_damaged_record_is_named(t
     text = (tmp_path / "both/table.md").read_text()
     assert "top-1" in text and "mIoU" not in text
     table = pd.read_csv(tmp_path / "both/table_segmentation.csv", dtype=str)
-    assert table[["mIoU", "IoU Sky"]].to_numpy().tolist() == [["40.00 (n=1)", "40.00"]]
+    assert table[["mIoU", "mIoU n", "IoU Sky"]].to_numpy().tolist() == [["40.00", "1", "40.00"]]
+    runs = pd.read_csv(tmp_path / "both/runs.csv")
+    assert len(runs) == 2 and {"key", "seed", "top1_pct", "miou_pct"} <= set(runs)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
         plot_curves.main(["both", "--results", str(tmp_path)])
@@ -265,7 +267,7 @@ def test_a_study_of_both_kinds_gives_both_tables_and_a_damaged_record_is_named(t
     # a study of segmentation alone
     write(tmp_path, 41.0, *CAMVID, study="alone")
     make_tables.main(["--study=alone", "--results", str(tmp_path)])
-    assert sorted(p.name for p in (tmp_path / "alone").iterdir()) == ["records", "table.csv", "table.md"]
+    assert sorted(p.name for p in (tmp_path / "alone").iterdir()) == ["records", "runs.csv", "table.csv", "table.md"]
 
 
 def test_without_smp_all_other_tables_are_made(tmp_path, monkeypatch, capsys):

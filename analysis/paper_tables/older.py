@@ -83,12 +83,14 @@ NETWORKS: dict[str, Network] = {
 
 
 class Counts(NamedTuple):
-    """Parameters and MACs of one image: while training, after reparameterize(), with every batch norm folded."""
+    """Parameters and MACs of one image: while training, after reparameterize(), with every batch norm folded.
+
+    Folding changes no MACs, so that those after reparameterize() are `folded_macs` too.
+    """
 
     params: int
     macs: int
     merged_params: int
-    merged_macs: int
     folded_params: int
     folded_macs: int
 
@@ -100,8 +102,14 @@ def counts(name: str) -> Counts:
     with torch.device("meta"):
         model = network.build().eval()
     merged = reparameterize_model(nn.ModuleList([model]))[0]
-    forms = (model, merged, fold_batch_norms(merged))
-    return Counts(*(number for form in forms for number in (count_params(form), count_macs(form, network.img_size))))
+    folded = fold_batch_norms(merged)
+    return Counts(
+        params=count_params(model),
+        macs=count_macs(model, network.img_size),
+        merged_params=count_params(merged),
+        folded_params=count_params(folded),
+        folded_macs=count_macs(folded, network.img_size),
+    )
 
 
 def read_paper_older() -> pd.DataFrame:

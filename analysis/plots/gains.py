@@ -161,9 +161,10 @@ def draw(
             axis.scatter(*(zip(*runs, strict=True) if runs else ((), ())), s=10, fc="none", ec=f"C{number}", lw=0.7)
     axes[1].axhline(0, color="black", lw=0.8)
     names = ("top-1 after the last epoch", f"gain over {over}")
-    bars = (bars_words(table["n"] == 1, ""), bars_words(table["of_images"], "of the difference, "))
+    bars = (bars_words(table["n"] == 1, ""), bars_words(table["of_images"], "of the difference "))
     for axis, name, words, unit in zip(axes, names, bars, ("%", "points"), strict=True):
-        axis.set_title(f"{name}\nbars: ±2 standard errors {words}; hollow: {RUNS[unit]}", fontsize=9)
+        hollow = f"; hollow: {RUNS[unit]}" if (table["n"] > 1).any() else ""
+        axis.set_title(f"{name}\nbars: ±2 standard errors {words}{hollow}", fontsize=9)
         axis.set_ylabel(unit)
         axis.set_xlabel(axis_title)
         words = [folded(re.sub(r"^(model|data|recipe)\.", "", tick, flags=re.MULTILINE)) for tick in ticks]
@@ -179,8 +180,8 @@ def draw(
 
 def bars_words(single: pd.Series, of: str) -> str:
     """Say where the standard errors of the bars come from; single: of each cell, whether one run stands on one side."""
-    words = {False: "over seeds", True: "of the test images where n=1 (the seeds are left out)"}
-    return of + ", ".join(words[kind] for kind in sorted(set(single)))
+    words = {False: "over seeds", True: "of the test images (n=1)"}
+    return of + "; ".join(words[kind] for kind in sorted(set(single)))
 
 
 def as_shown(table: pd.DataFrame, axis_title: str) -> pd.DataFrame:
@@ -188,7 +189,7 @@ def as_shown(table: pd.DataFrame, axis_title: str) -> pd.DataFrame:
     return pd.DataFrame(
         {
             axis_title: table["at"].str.replace("\n", ", "),
-            "row": table["line"],
+            "line": table["line"],
             "n": table["n"],
             "top-1": table["top1"].map("{:.2f}".format),
             "gain": ["reference" if pd.isna(gain) else f"{gain:+.2f}" for gain in table["gain"]],
@@ -201,5 +202,23 @@ def as_shown(table: pd.DataFrame, axis_title: str) -> pd.DataFrame:
             },
             "params": table["params"].map("{:,}".format),
             "MACs": table["macs"].map("{:,}".format),
+        }
+    )
+
+
+def as_numbers(table: pd.DataFrame, axis_title: str) -> pd.DataFrame:
+    """Return the table as its CSV has it; the reference has no gain."""
+    over_seeds = ~table["of_images"].astype(bool)
+    return pd.DataFrame(
+        {
+            axis_title: table["at"].str.replace("\n", ", "),
+            "line": table["line"],
+            "n": table["n"],
+            "top-1": table["top1"].round(4),
+            "gain": table["gain"].astype(float).round(4),
+            "SE over seeds": table["gain_error"].astype(float).where(over_seeds).round(4),
+            "SE of images, n=1": table["gain_error"].astype(float).where(~over_seeds).round(4),
+            "params": table["params"],
+            "MACs": table["macs"],
         }
     )

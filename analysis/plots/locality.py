@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from correlation import PAIRINGS, permutation_p, rank_correlation
 from figures import save
+from matplotlib.ticker import MaxNLocator
 from records import layers_of
 
 from repmlp import branches
@@ -113,9 +114,9 @@ def draw(records: pd.DataFrame, table: pd.DataFrame, stem: Path, pdf: bool = Fal
                 axis.scatter(some[kind], some["top1_pct"], s=26, color=colour, marker=marker, alpha=0.8, lw=0)
             name = f"{group}, branch sets"
             title = re.sub(r", (?=[\d,]+ images)", "\n", group, count=1)
-            axis.set_title(
-                title + (f"\n{_found(of_group.loc[name], words)}" if name in of_group.index else "\n"), fontsize=7
-            )
+            found = _found(of_group.loc[name], words) if name in of_group.index else ""
+            axis.set_title(f"{title}\n{found}", fontsize=7)
+            axis.xaxis.set_major_locator(MaxNLocator(4))
             axis.tick_params(labelsize=7)
             axis.grid(alpha=0.3)
         for axis in axes[len(groups) :]:

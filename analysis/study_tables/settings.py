@@ -9,6 +9,7 @@ import pandas as pd
 from records import differing_settings, ordered, plain
 from table_parts import listed, mean_std
 
+from repmlp.runs.contrasts import shown
 from repmlp.runs.key import by_setting, run_key
 
 
@@ -21,10 +22,10 @@ def settings(records: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
         return
     differing = differing_settings(records)
     names = [name for name in differing if not name.startswith("model.")]
-    for suffix, rows in by_setting(records):
-        values = differing.loc[rows.index[0]]
+    for suffix, runs in by_setting(records):
+        values = differing.loc[runs.index[0]]
         words = ", ".join(f"{name.rpartition('.')[2]} {plain(values[name])}" for name in names)
-        yield suffix, f" ({words})" if suffix else "", rows
+        yield suffix, f" ({words})" if suffix else "", runs
 
 
 def settings_table(records: pd.DataFrame) -> pd.DataFrame:
@@ -50,11 +51,15 @@ def runs_table(records: pd.DataFrame) -> pd.DataFrame:
     """List the runs of a study, one a row: the key that names its record and its folder, and what it differs in."""
     differing = differing_settings(records)
     measured = [name for name in ("top1_pct", "top1_merged_pct", "miou_pct", "train_seconds") if name in records]
+    measured = [name for name in measured if records[name].notna().any()]
     return pd.DataFrame(
         {
             "key": [run_key(config) for config in records["config"]],
             "seed": records["seed"],
-            **{name: differing[name].map(plain) for name in differing},
+            **{
+                name: differing[name].map(lambda value, name=name: "" if value != value else shown(name, value))
+                for name in differing
+            },
             **{name: records[name] for name in measured},
         }
     ).sort_values([*differing, "seed"], ignore_index=True)

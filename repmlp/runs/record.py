@@ -86,7 +86,8 @@ def _required(record: Mapping[str, Any]) -> frozenset[str]:
 def load_records(results_dir: Path | str, study: str | None = None, task: str = "classification") -> pd.DataFrame:
     """Read all records of a task below a results folder, or those of one study, as a DataFrame, one run a row.
 
-    A damaged record is named in a warning and left out. Columns: the fields of the records and `key`.
+    A damaged record is named in a warning and left out. Columns: the fields of the records and `key`; `study` is the
+    name of the folder, also where it was renamed after the runs.
     """
     import pandas as pd
 
@@ -99,7 +100,7 @@ def load_records(results_dir: Path | str, study: str | None = None, task: str = 
             warnings.warn(f"left out: {error} (run its sweep again)", stacklevel=2)
             continue
         if record.get("task", "classification") == task:
-            rows.append({**record, "key": path.stem})
+            rows.append({**record, "study": path.parent.parent.name, "key": path.stem})  # the folder is the study
     return pd.DataFrame(rows)
 
 
