@@ -7,8 +7,11 @@ import pickle
 import re
 import shutil
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
+import matplotlib.image
+import numpy as np
 import pytest
 import timm
 import torch
@@ -86,8 +89,11 @@ def test_merging_a_shipped_net_is_exact(folder):
 def test_heatmap_and_explorer_come_out_of_a_clone(tmp_path, capsys):
     """The commands of the guide, on a shipped file; nothing of outputs/ is needed."""
     file = str(ROOT / "results/weights/repmlpnet_small_both/model.safetensors")
-    plot_kernels.main([file, "--out", str(tmp_path)])
-    assert (tmp_path / "kernel_repmlpnet_small_both_block3.png").stat().st_size > 10_000
+    plot_kernels.main([file, "--block", "1", "--out", str(tmp_path)])
+    drawn = matplotlib.image.imread(tmp_path / "kernel_repmlpnet_small_both_block1.png")
+    shown = re.search(r"\]\((results/[^)]*kernel_[^)]*png)\)", (ROOT / "README.md").read_text())[1]
+    if f"matplotlib=={version('matplotlib')} " in (ROOT / "requirements.lock").read_text():
+        assert np.array_equal(drawn, matplotlib.image.imread(ROOT / shown)), "the README's picture is of this net"
     explore_kernels.main([file, "--layer", "3", "--output", str(tmp_path / "page.html")])
     assert "repmlpnet_small" in (tmp_path / "page.html").read_text()
     assert "stages.1.0" in capsys.readouterr().out
