@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import argparse
 import ast
+import importlib
 import logging
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -66,25 +66,29 @@ def frame(page: Path) -> str:
 
 def explore(path: Path) -> None:
     """Write the kernel explorer of a net that is part of the repository."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    weights = ROOT / "results/weights" / EXPLORED / "model.safetensors"
-    command = [sys.executable, ROOT / "analysis/explore_kernels.py", weights, "--output", path]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    sys.path.insert(0, str(ROOT / "analysis"))
+    explorer = importlib.import_module("explore_kernels")
+    explorer.main([str(ROOT / "results/weights" / EXPLORED / "model.safetensors"), "--output", str(path)])
+
+
+def modules() -> list[str]:
+    """Name the modules of the library that have public functions or classes."""
+    names = []
+    for file in sorted((ROOT / "repmlp").rglob("*.py")):
+        parts = file.relative_to(ROOT).with_suffix("").parts
+        if parts[1] in WINGS or parts[-1] == "__init__":
+            continue
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        if any(isinstance(n, (ast.FunctionDef, ast.ClassDef)) and not n.name.startswith("_") for n in tree.body):
+            names.append(".".join(parts))
+    return names
 
 
 def reference(folder: Path) -> list[str]:
-    """Write a page for every module of the library that has public names; returns the pages."""
+    """Write a page for every module of the library; returns the pages."""
     (folder / "reference").mkdir()
     pages = []
-    for file in sorted((ROOT / "repmlp").rglob("*.py")):
-        parts = file.relative_to(ROOT).with_suffix("").parts
-        tree = ast.parse(file.read_text(encoding="utf-8"))
-        public = any(
-            isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_") for node in tree.body
-        )
-        if parts[1] in WINGS or parts[-1] == "__init__" or not public:
-            continue
-        name = ".".join(parts)
+    for name in modules():
         pages.append(f"reference/{name}.md")
         (folder / pages[-1]).write_text(f"# {name}\n\n::: {name}\n", encoding="utf-8")
     return pages
@@ -95,13 +99,13 @@ def navigation(pages: list[str], modules: list[str]) -> list[dict]:
     listed = [f"docs/{name}" for name in LINK.findall((ROOT / "docs/README.md").read_text(encoding="utf-8"))]
     guide = [page for page in listed if page in pages]
     guide += [page for page in pages if page.startswith("docs/") and page not in guide and page != "docs/README.md"]
-    results: list = ["results/README.md"]
+    results: list = [page for page in pages if page == "results/README.md"]
     folders: dict[str, list] = {}
     for page in sorted(page for page in pages if page.startswith("results/") and page not in results):
         inner = page.split("/")[1:]
         (folders.setdefault(inner[0], []) if len(inner) > 1 else results).append({title_of(page): page})
     return [
-        {"Start": ["README.md", "CHANGELOG.md", "CONTRIBUTING.md"]},
+        {"Start": [page for page in PAGES if page in pages]},
         {"Guide": ["docs/README.md", *guide]},
         {"Results": [*results, *({name: inside} for name, inside in folders.items())]},
         {"Reference": [{Path(page).stem: page} for page in modules]},

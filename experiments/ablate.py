@@ -1,11 +1,11 @@
-"""Run an ablation: every row of a sweep is trained, merged, evaluated before and after, and recorded.
+"""Run an ablation: every run of a sweep is trained, merged, evaluated before and after, and recorded.
 
     python experiments/ablate.py +sweep=locality                    # Table 5, CIFAR-100 half: the full recipe
     python experiments/ablate.py +sweep=locality seed=0,1,2         # three seeds
     python experiments/ablate.py +sweep=demo                        # minutes on two cores, nothing to download
     python experiments/ablate.py model=resmlp12_cifar               # one run
 
-Finished rows are skipped, half-finished rows go on from their last checkpoint, and the exit status is 1 where a row
+Finished runs are skipped, half-finished runs go on from their last checkpoint, and the exit status is 1 where a run
 failed. Relative paths are anchored at the repository. `python analysis/make_tables.py` shows the results.
 """
 

@@ -102,7 +102,7 @@ def card(record: Mapping[str, Any], key: str, folder: Path) -> str:
         f"decay {recipe['weight_decay']}, label smoothing {recipe['label_smoothing']}, {trainer['precision']}, seed "
         f"{record['seed']}",
         "record": f"`results/{record['study']}/records/{key}.json`",
-        "command": f"`python experiments/ablate.py +sweep={sweep}`, one row of it",
+        "command": f"`python experiments/ablate.py +sweep={sweep}`, one run of it",
         "licence": "MIT, as the project's",
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())

@@ -3,7 +3,7 @@
     python experiments/segment.py data.root=FOLDER                                       # CamVid, a slim RepMLPNet
     python experiments/segment.py +sweep=segmentation_small data.root=FOLDER             # conv3, conv5 and a ResNet
     python experiments/segment.py data=cityscapes recipe=segmentation model=upernet_d256 backbone=RepMLPNet-D256.pth \\
-        data.root=FOLDER trainer.precision=bf16-mixed                                    # Table 6, row by row
+        data.root=FOLDER trainer.precision=bf16-mixed                                    # Table 6, run by run
     python experiments/segment.py data=cityscapes recipe=segmentation model=upernet_resnet101 data.root=FOLDER
 
 Everything else is as in experiments/ablate.py: a record in results/, the same command goes on after an interruption.

@@ -16,10 +16,11 @@ from repmlp import build_model, load_model
 from repmlp.data.decoded import SharedOrder
 from repmlp.data.imagenet import ImageFolderData, eval_transform
 from repmlp.locality import locality_index
-from repmlp.runs import run as runs
+from repmlp.runs import fit
 from repmlp.runs.key import config_key, determining, run_key
 from repmlp.runs.run import execute
 from repmlp.training.classifier import Classifier
+from repmlp.training.history import History
 
 SIZE = 32
 
@@ -252,7 +253,7 @@ def test_an_interrupted_row_goes_on_as_if_nothing_had_happened(folders, tmp_path
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(runs.History, "on_train_batch_start", stop)
+        patched.setattr(History, "on_train_batch_start", stop)
         with pytest.raises(KeyboardInterrupt):
             execute(interrupted)
     records, weights = [], []
@@ -270,7 +271,7 @@ def test_an_interrupted_row_goes_on_as_if_nothing_had_happened(folders, tmp_path
 
     again = row(folders, tmp_path / "c", *overrides)
     with monkeypatch.context() as patched:
-        patched.setattr(runs, "write_record", full_disk)
+        patched.setattr(fit, "write_record", full_disk)
         assert execute(again).state == "failed"
     outcome = execute(again)
     assert json.loads(Path(outcome.message).read_text())["top1_pct"] == records[0]["top1_pct"]

@@ -12,9 +12,9 @@ from repmlp.checkpoints import load_model
 from repmlp.injection import InjectedLinear
 from repmlp.layers import SetSharingFC
 from repmlp.models.build import build_model
-from repmlp.runs import run as runs
 from repmlp.runs.record import record_path
 from repmlp.runs.run import execute
+from repmlp.training.history import History
 from repmlp.training.merging import merge_midway
 
 NET = {
@@ -90,7 +90,7 @@ def test_a_run_goes_on_after_an_interruption_on_either_side(tmp_path, monkeypatc
                 raise KeyboardInterrupt
 
         with monkeypatch.context() as patched:
-            patched.setattr(runs.History, "on_train_batch_start", stop)
+            patched.setattr(History, "on_train_batch_start", stop)
             with pytest.raises(KeyboardInterrupt):
                 execute(broken)
     assert execute(broken).state == "finished"
@@ -114,7 +114,7 @@ def test_the_optimiser_forgets_what_is_new(tmp_path, monkeypatch):
         assert groups == set(named)
         steps.append({named[p]: int(state["step"]) for p, state in trainer.optimizers[0].state.items()})
 
-    monkeypatch.setattr(runs.History, "on_train_end", look, raising=False)
+    monkeypatch.setattr(History, "on_train_end", look, raising=False)
     assert execute(tiny_config(tmp_path, "recipe.epochs=4", "recipe.merge_after=0.5")).state == "finished"
     counts = steps[0]
     total = max(counts.values())

@@ -60,6 +60,17 @@ def test_types_are_shipped():
 WINGS = ("data", "training", "runs")  # what needs Lightning; runs/ alone may import Hydra
 
 
+def test_what_the_readme_links_to_is_in_the_source_archive():
+    rules = [line.split() for line in (ROOT / "MANIFEST.in").read_text().splitlines() if not line.startswith("#")]
+    for target in re.findall(r"\]\(([^):#]+)\)", (ROOT / "README.md").read_text()):
+        assert any(
+            target in rule[1:]
+            if rule[0] == "include"
+            else target.startswith(f"{rule[1]}/") and any(Path(target).match(pattern) for pattern in rule[2:])
+            for rule in rules
+        ), target
+
+
 def test_rooms_import_from_below_only():
     """reparam.py knows no module; no Hydra or Lightning below the wings; analysis trains nothing."""
     outside = re.compile(r"^(import|from) (hydra|lightning|torchmetrics|experiments|analysis)", re.MULTILINE)

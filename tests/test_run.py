@@ -1,6 +1,7 @@
 """A row from configuration to record: what is in it, what skips it, what resumes it, what it does with bad input."""
 
 import errno
+import io
 import json
 import multiprocessing
 import os
@@ -12,16 +13,19 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, TINY, command, tiny_config
 from hydra.errors import HydraException
+from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from repmlp.checkpoints import load_model
 from repmlp.locality import locality_index
-from repmlp.runs import run as rows
+from repmlp.runs import fit
+from repmlp.runs import run as runs
 from repmlp.runs.key import run_key
 from repmlp.runs.launch import message_of
 from repmlp.runs.lock import run_lock
@@ -91,15 +95,23 @@ def test_tensorboard_holds_curves_and_kernel_pictures(tmp_path):
     assert execute(config).state == "finished"
     events = EventAccumulator(str(run_folder(config) / "tensorboard"))
     events.Reload()
-    assert "top1_pct" in events.Tags()["scalars"]
+    curves = events.Tags()["scalars"]
+    assert "top1_pct" in curves
+    layers = record_of(config)["curve"][-1]["locality"]["injected"]
+    by_layer = [events.Scalars(name)[-1].value for name in curves if name.startswith("locality_injected/")]
+    assert sorted(by_layer) == pytest.approx(sorted(layers), abs=1e-6) and len(layers) > 1
     pictures = events.Images("kernel/trained_and_injected")
     # two 16x16 or 8x8 kernels side by side and a line between them, eight pixels a cell
     assert len(pictures) == 2 and (pictures[0].width, pictures[0].height) == (8 * 17, 8 * 8)
+    with Image.open(io.BytesIO(pictures[-1].encoded_image_string)) as image:
+        cells = np.asarray(image.convert("L"))[4::8, 4::8]  # (8, 17): both panels and the column between them
+    assert int(cells[:, 8].min()) == 255  # the column between the panels
+    assert cells[3, 9 + 3] == cells[:, 9:].min()  # with the branches, darkest at the point
 
 
 def test_finished_row_is_skipped_with_a_notice_for_another_commit(finished, monkeypatch):
     assert (execute(finished).state, execute(finished).message) == ("skipped", "")
-    monkeypatch.setattr(rows, "git_state", lambda: {"commit": "f" * 40, "dirty": False})
+    monkeypatch.setattr(runs, "git_state", lambda: {"commit": "f" * 40, "dirty": False})
     assert "rerun=true" in execute(finished).message
 
 
@@ -119,10 +131,10 @@ def test_reuse_takes_the_record_of_the_same_run_from_another_study(finished, tmp
     assert execute(third).state == "skipped" and record_of(third)["same_run_as"] == finished["study"], "not b: no run"
     assert not (tmp_path / "b" / run_key(other) / "model.safetensors").exists()
     again = run_of({**third, "study": "d", "seed": 7})
-    assert rows._taken_over(again, record_path(results, "d", run_key(asdict(again))), "") is None, "another run"
+    assert runs._taken_over(again, record_path(results, "d", run_key(asdict(again))), "") is None, "another run"
     for change in ({"rerun": True}, {"reuse": False}):
         settings = run_of({**third, "study": "d", **change})
-        assert rows._taken_over(settings, record_path(results, "d", run_key(third)), "") is None
+        assert runs._taken_over(settings, record_path(results, "d", run_key(third)), "") is None
 
 
 def test_rerun_runs_again_and_gives_the_same(finished, tmp_path):
@@ -204,7 +216,7 @@ def test_full_disk_at_the_record_loses_no_training(finished, tmp_path, monkeypat
     def full(path, record):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(rows, "write_record", full)
+    monkeypatch.setattr(fit, "write_record", full)
     outcome = execute(config)
     assert (
         outcome.state == "failed"
@@ -302,7 +314,7 @@ def test_no_clipping_trains_and_is_another_run(tmp_path):
 
 def test_a_results_folder_that_cannot_be_written_is_said_before_the_training(tmp_path, monkeypatch):
     (tmp_path / "results").write_text("a file")
-    monkeypatch.setattr(rows, "_train", lambda *_: pytest.fail("it trained"))
+    monkeypatch.setattr(runs, "train", lambda *_: pytest.fail("it trained"))
     outcome = execute(tiny_config(tmp_path))
     assert outcome.state == "failed" and "results_dir: nothing can be written into" in outcome.message
 
@@ -331,11 +343,11 @@ def test_a_rerun_does_not_go_on_from_other_code(finished, tmp_path, monkeypatch,
     """A checkpoint of another commit is used to continue a row (and recorded), but not to run it again."""
     caplog.set_level("INFO")
     config = tiny_config(tmp_path)
-    monkeypatch.setattr(rows, "git_state", lambda: {"commit": "a" * 40, "dirty": False})
-    monkeypatch.setattr(rows, "write_record", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+    monkeypatch.setattr(runs, "git_state", lambda: {"commit": "a" * 40, "dirty": False})
+    monkeypatch.setattr(fit, "write_record", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
     assert execute(config).state == "failed" and (run_folder(config) / "last.ckpt").exists()
     monkeypatch.undo()
-    monkeypatch.setattr(rows, "git_state", lambda: {"commit": "b" * 40, "dirty": False})
+    monkeypatch.setattr(runs, "git_state", lambda: {"commit": "b" * 40, "dirty": False})
     assert execute({**config, "rerun": True}).state == "finished"
     assert "was trained by other code" in caplog.text
     assert record_of(config)["commits"] == ["b" * 40]

@@ -19,6 +19,7 @@ from repmlp.runs.launch import message_of
 from repmlp.runs.record import record_path
 from repmlp.runs.run import execute
 from repmlp.runs.settings import run_of
+from repmlp.training.history import History
 
 CLASSIFIER = {
     "arch": "repmlpnet", "img_size": 32, "stem_stride": 4, "channels": [8, 16, 32, 64], "blocks": [1, 1, 1, 1],
@@ -88,7 +89,7 @@ def test_an_interrupted_row_goes_on_as_if_nothing_had_happened(finished, camvid,
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(runs.History, "on_train_batch_start", stop)
+        patched.setattr(History, "on_train_batch_start", stop)
         with pytest.raises(KeyboardInterrupt):
             execute(config)
     assert execute(config).state == "finished"

@@ -1,5 +1,6 @@
 """CamVid and Cityscapes: image and mask stay together, what a loader yields for any number of processes, errors."""
 
+import json
 import os
 import pickle
 import shutil
@@ -9,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import compose_config
+from conftest import ROOT, compose_config
 from PIL import Image
 from torchvision.transforms.v2 import functional as TF
 
@@ -18,6 +19,7 @@ from repmlp.data.camvid import CamVidData
 from repmlp.data.cityscapes import CityscapesData
 from repmlp.data.scaled_crop import IGNORED, ScaledCrop, eval_transform
 from repmlp.data.segmentation import SeededPairs
+from repmlp.runs.key import run_key
 from repmlp.runs.run import one_line
 
 REAL = os.environ.get("REPMLP_DATA")
@@ -429,3 +431,22 @@ def test_the_real_camvid_has_the_published_counts():
     assert found == pytest.approx(FREQUENCIES, abs=0.006)
     images, masks = next(iter(ours.train_dataloader()))
     assert images.shape == (4, 3, 192, 288) and (masks != IGNORED).any()
+
+
+RECORDS = [
+    json.loads(path.read_text()) | {"key": path.stem}
+    for path in sorted((ROOT / "results").glob("*/records/*.json"))
+    if '"camvid"' in path.read_text()
+]
+
+
+@pytest.mark.skipif(
+    REAL is None or not Path(REAL, "CamVid").is_dir(), reason="REPMLP_DATA names no folder with the real CamVid"
+)
+def test_the_copy_that_the_committed_records_were_made_of_still_has_their_keys():
+    assert RECORDS
+    for record in RECORDS:
+        config = record["config"]
+        made = CamVidData.fingerprint({**config["data"], "root": REAL})
+        named = {} if made is None else {"fingerprint": made}  # as with_identities names it
+        assert run_key({**config, "data": {**config["data"], **named}}) == record["key"]

@@ -1,4 +1,4 @@
-"""One JSON record a run: what it has to hold, an atomic write, and all records of a folder as one DataFrame."""
+"""One JSON record a run: what it holds, an atomic write, what it says, all records of a folder as one DataFrame."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from repmlp.runs.key import PATHS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,6 +25,10 @@ MEASURED = {  # what a record of each task has to hold besides
     "classification": frozenset(("top1_pct", "top1_merged_pct")),
     "segmentation": frozenset(("miou_pct", "pixel_accuracy_pct", "class_iou_pct", "miou_merged_pct")),
 }
+
+
+# settings that say how a command was given, not which run it is
+HOW = ("results_dir", "output_dir", "rerun", "reuse", "weights", "backbone", "contrasts")
 
 
 class BadRecord(ValueError):
@@ -95,3 +101,23 @@ def load_records(results_dir: Path | str, study: str | None = None, task: str = 
         if record.get("task", "classification") == task:
             rows.append({**record, "key": path.stem})
     return pd.DataFrame(rows)
+
+
+def reached(record: Mapping[str, Any]) -> float:
+    """Return what a run reached in percent: top-1, or the mIoU of segmentation."""
+    return record["miou_pct"] if record.get("task") == "segmentation" else record["top1_pct"]
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged file so that nothing reads it and nobody loses it."""
+    number = 0
+    while (aside := path.with_name(f"{path.name}.damaged{number or ''}")).exists():
+        number += 1
+    path.rename(aside)
+    return aside
+
+
+def published(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the whole configuration but for folders and for how the command was given: records are published."""
+    kept = {k: v for k, v in config.items() if k not in HOW}
+    return json.loads(json.dumps({**kept, "data": {k: v for k, v in kept["data"].items() if k not in PATHS}}))

@@ -8,53 +8,26 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
-import json
 import logging
 import os
-import sys
 import time
 import traceback
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import lightning as L
-import torch
-from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
-from lightning.pytorch.loggers import TensorBoardLogger
-from torch import Tensor
-
-from repmlp import branches
-from repmlp.checkpoints import check_state_dict, save_model
-from repmlp.cost import count_macs, count_params, count_params_paper
-from repmlp.locality import network_profiles
-from repmlp.runs.key import PATHS, run_key
+from repmlp.runs.fit import train
+from repmlp.runs.key import run_key
 from repmlp.runs.lock import run_lock
 from repmlp.runs.outcome import Outcome, first_process, one_line, run_label
-from repmlp.runs.provenance import device_name, git_state, processor, versions
-from repmlp.runs.record import BadRecord, read_record, record_path, write_record
+from repmlp.runs.provenance import git_state
+from repmlp.runs.record import BadRecord, reached, read_record, record_path, set_aside, write_record
 from repmlp.runs.settings import BadSetting, Run, one_of, run_of
 from repmlp.runs.tasks import TASKS
-from repmlp.training.base import RecipeModule
-from repmlp.training.callbacks import AveragedWeights, Deadline, KernelImages, OutOfTime
-from repmlp.training.history import History, kept_in
-from repmlp.training.memory import freed_memory_kept
-from repmlp.training.merging import BATCHES, MergeMidway, drop_branches
+from repmlp.training.callbacks import OutOfTime
 
 log = logging.getLogger(__name__)
-
-HOW = (
-    "results_dir",
-    "output_dir",
-    "rerun",
-    "reuse",
-    "weights",
-    "backbone",
-    "contrasts",
-)  # of the command, not of the run
 
 
 def execute(config: Mapping[str, Any], label: str | None = None, deadline: float | None = None) -> Outcome:
@@ -90,7 +63,7 @@ def _attempt(settings: Run, folder: Path, path: Path, label: str, deadline: floa
     if skipped := _finished(settings, path, label):
         return skipped
     if not first_process():  # started by a first process that holds the lock
-        return Outcome("finished", label, path.stem, "", value=_train(settings, folder, path, deadline))
+        return Outcome("finished", label, path.stem, "", value=train(settings, folder, path, deadline, git_state()))
     check_writable(path.parent)
     with run_lock(folder) as owner:
         if owner:
@@ -98,7 +71,9 @@ def _attempt(settings: Run, folder: Path, path: Path, label: str, deadline: floa
         # Another process may have finished it between the look above and the lock.
         if skipped := _finished(settings, path, label) or _taken_over(settings, path, label):
             return skipped
-        return Outcome("finished", label, path.stem, str(path), value=_train(settings, folder, path, deadline))
+        return Outcome(
+            "finished", label, path.stem, str(path), value=train(settings, folder, path, deadline, git_state())
+        )
 
 
 def _logged(error: Exception, path: Path, started: float) -> str:
@@ -162,7 +137,7 @@ def _finished(settings: Run, path: Path, label: str) -> Outcome | None:
     try:
         record = read_record(path)
     except BadRecord as error:
-        aside = _set_aside(path)
+        aside = set_aside(path)
         log.warning("%s; set aside as %s, the run is done again", error, aside.name)
         return None
     commit = git_state()["commit"]
@@ -170,11 +145,6 @@ def _finished(settings: Run, path: Path, label: str) -> Outcome | None:
     if record["commit"] != commit:
         message = f"recorded at commit {_short(record['commit'])}, now {_short(commit)}; rerun=true runs it again"
     return Outcome("skipped", label, path.stem, message, value=reached(record))
-
-
-def reached(record: Mapping[str, Any]) -> float:
-    """Return what a run reached in percent: top-1, or the mIoU of segmentation."""
-    return record["miou_pct"] if record.get("task") == "segmentation" else record["top1_pct"]
 
 
 def _taken_over(settings: Run, path: Path, label: str) -> Outcome | None:
@@ -193,238 +163,3 @@ def _taken_over(settings: Run, path: Path, label: str) -> Outcome | None:
 
 def _short(commit: str | None) -> str:
     return commit[:9] if commit else "unknown"
-
-
-def _set_aside(path: Path) -> Path:
-    """Rename a damaged file so that nothing reads it and nobody loses it."""
-    number = 0
-    while (aside := path.with_name(f"{path.name}.damaged{number or ''}")).exists():
-        number += 1
-    path.rename(aside)
-    return aside
-
-
-def _train(settings: Run, folder: Path, path: Path, deadline: float | None) -> float | None:
-    """Train, merge, evaluate and record one run; returns what it reached, None in all processes but the first."""
-    _quieten()
-    options, task, state = settings.trainer, TASKS[settings.task], git_state()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    L.seed_everything(settings.seed, verbose=False)
-    data = task.build_data(settings)
-    data.prepare_data()
-    net = task.build_net(settings, data)
-    trainer, history = make_trainer(settings, folder, state["commit"], deadline)
-    if settings.recipe.merge_after is not None:
-        first = round(settings.recipe.merge_after * settings.recipe.epochs)
-        # before the history, which looks at the kernels
-        trainer.callbacks.insert(0, MergeMidway(first, lambda: _images(data)))
-    data.trainer = trainer
-    data.setup()
-    counts = {
-        "params": count_params(net),
-        "params_paper_rule": count_params_paper(net),
-        "macs": count_macs(net, task.image_size(data)),
-    }
-    train_loader, val_loader = data.train_dataloader(), data.val_dataloader()
-    trainer.log_every_n_steps = len(train_loader)
-    module = task.build_module(settings, net, data, steps_per_epoch=len(train_loader))
-    if options.compile:
-        net.compile(mode=None if options.compile is True else options.compile)
-    last = folder / "last.ckpt"
-    done = _epochs_done(last, module, state["commit"] if settings.rerun else None)
-    train_loader.sampler.set_epoch(done)  # workers fetch ahead, before Lightning tells them which epoch it is
-    _fit(trainer, module, train_loader, val_loader, last if done else None)
-    if not first_process():
-        return None
-
-    net = module.net.to(trainer.strategy.root_device)
-    metrics = task.evaluate(settings, net, data)
-    record = {
-        **_description(settings, data),
-        **metrics,
-        **counts,
-        "locality": network_profiles(net),
-        "train_seconds": history.train_seconds,
-        "images_per_second": len(history.curve)
-        * module.steps_per_epoch
-        * settings.recipe.batch_size
-        / max(history.train_seconds, 1e-9),
-        "device": device_name(trainer.strategy.root_device),
-        "processor": processor(),
-        "processes": trainer.world_size,
-        "threads": torch.get_num_threads(),
-        "versions": versions(),
-        **state,
-        "commits": history.commits,
-        "config": published(asdict(settings)),
-        "curve": history.curve,
-    }
-    extra = {
-        "key": path.stem,
-        "study": settings.study,
-        "data": json.dumps(published(asdict(settings))["data"]),
-        "classes": json.dumps(getattr(data.info, "class_names", ())),
-        "normalisation": json.dumps({"mean": data.info.mean, "std": data.info.std}),
-    }
-    model = settings.model if settings.recipe.merge_after is None else {**settings.model, "kernels": []}
-    save_model(folder / "model.safetensors", net.cpu(), model, extra)
-    try:
-        write_record(path, record)
-    except OSError as error:
-        raise OSError(
-            f"could not write {path} ({error.strerror or error}): free some space and give the same command again; "
-            "the trained weights are kept"
-        ) from error
-    last.unlink(missing_ok=True)
-    return reached(record)
-
-
-def _images(data: Any) -> Iterator[Tensor]:
-    """Give the images of the first batches of training, as they are augmented in the first epoch."""
-    loader = data.train_dataloader()
-    loader.sampler.set_epoch(0)
-    return (batch[0] for batch in itertools.islice(loader, BATCHES))
-
-
-def _description(settings: Run, data: Any) -> dict[str, Any]:
-    """Return the fields of a record that say which run it is of."""
-    model, (n_train, n_eval) = settings.model, data.n_images
-    return {
-        "task": settings.task,
-        "study": settings.study,
-        "sweep": settings.sweep,
-        "model": model["name"],
-        "kernels": branches.values(model["kernels"]),
-        "share_sets": model.get("share_sets"),
-        "global_perceptron": model.get("global_perceptron"),
-        "data": settings.data.get("label") or settings.data["name"],
-        "n_train": n_train,
-        "n_eval": n_eval,
-        "num_classes": data.info.num_classes,
-        "seed": settings.seed,
-        "epochs": settings.recipe.epochs,
-        "batch_size": settings.recipe.batch_size,
-    }
-
-
-def make_trainer(settings: Run, folder: Path, commit: str | None, deadline: float | None) -> tuple[L.Trainer, History]:
-    """Return Lightning's trainer of a run, and the history that it keeps."""
-    recipe, options = settings.recipe, settings.trainer
-    bar = sys.stderr.isatty() if options.progress_bar is None else options.progress_bar
-    history = History(folder, commit, show=not bar)
-    callbacks: list[L.Callback] = [
-        ModelCheckpoint(
-            dirpath=folder,
-            filename="last",
-            monitor=None,
-            every_n_epochs=options.checkpoint_every,
-            save_on_train_epoch_end=True,
-            enable_version_counter=False,
-        ),
-        KernelImages(options.kernel_image_every),
-    ]
-    if bar:
-        callbacks.append(TQDMProgressBar())
-    if recipe.ema_decay:
-        callbacks.append(AveragedWeights(decay=recipe.ema_decay))
-    if deadline is not None:
-        callbacks.append(Deadline(deadline))
-    logger = TensorBoardLogger(folder, name="tensorboard", version="")  # one folder, also where the run is resumed
-    trainer = L.Trainer(
-        max_epochs=recipe.epochs,
-        accelerator=_accelerator(options.accelerator),
-        devices=options.devices,
-        num_nodes=options.num_nodes,
-        strategy=options.strategy,
-        sync_batchnorm=options.sync_batchnorm,
-        precision=options.precision,
-        check_val_every_n_epoch=options.eval_every,
-        num_sanity_val_steps=0,
-        logger=logger,
-        callbacks=[*callbacks, history],
-        enable_progress_bar=bar,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
-    return trainer, history
-
-
-def _accelerator(name: str) -> str:
-    """Return the accelerator to train on; Apple's GPUs have no float64, which merging needs.
-
-    Raises BadSetting where "mps" is asked for.
-    """
-    if name == "mps":
-        raise BadSetting("trainer.accelerator=mps: it has no float64, which merging needs; use cpu")
-    if name == "auto" and not torch.cuda.is_available() and torch.backends.mps.is_available():
-        log.info("training on the CPU: Apple's GPU has no float64, which merging needs")
-        return "cpu"
-    return name
-
-
-def _quieten() -> None:
-    """Keep Lightning's advice on settings that are meant as they are out of a sweep's output."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for pattern in (
-        "Checkpoint directory",
-        "`isinstance",
-        "The '.*_dataloader' does not have many workers",
-        "GPU available",
-    ):
-        warnings.filterwarnings("ignore", f".*{pattern}.*")
-
-
-def _fit(trainer: L.Trainer, module: RecipeModule, train_loader: Any, val_loader: Any, checkpoint: Path | None) -> None:
-    """Run the fit loop; Ctrl-C comes out as KeyboardInterrupt (Lightning turns it into an exit)."""
-    on_cpu = trainer.strategy.root_device.type == "cpu"
-    try:
-        with freed_memory_kept() if on_cpu else contextlib.nullcontext():
-            trainer.fit(
-                module,
-                train_dataloaders=train_loader,
-                val_dataloaders=val_loader,
-                ckpt_path=checkpoint,
-                weights_only=True,
-            )
-    except SystemExit as error:
-        raise KeyboardInterrupt from error
-
-
-def _epochs_done(path: Path, module: RecipeModule, only_commit: str | None) -> int:
-    """Return after how many epochs a run can go on from `path`, 0 for a fresh start. A damaged file is set aside.
-
-    only_commit: set the checkpoint aside too where other code trained it (a run that is to be done again).
-    Raises ValueError for the checkpoint of another network.
-    """
-    if not path.exists():
-        return 0
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        state = checkpoint["state_dict"]
-    except Exception as error:  # torch.load has no error type of its own for a truncated file
-        aside = _set_aside(path)
-        log.warning("%s is damaged (%s); set aside as %s, the run is done again", path, one_line(error), aside.name)
-        return 0
-    merged = checkpoint.get("callbacks", {}).get(MergeMidway.__name__, {}).get("merged")
-    expected = module.state_dict()
-    if merged:
-        expected = {name: tensor for name, tensor in expected.items() if ".local_perceptron." not in name}
-    try:
-        check_state_dict(path, state, expected)
-    except ValueError as error:
-        raise ValueError(f"{error}: move it away, or use another study") from error
-    history = kept_in(checkpoint)
-    if history is None or (only_commit and history["commits"] != [only_commit]):
-        log.info("%s was trained by other code; set aside as %s, the run is done again", path, _set_aside(path).name)
-        return 0
-    if merged:
-        drop_branches(module.net)
-    log.info("continuing from %s", path)
-    return len(history["curve"])
-
-
-def published(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the whole configuration but for folders and for how the command was given: records are published."""
-    kept = {k: v for k, v in config.items() if k not in HOW}
-    return json.loads(json.dumps({**kept, "data": {k: v for k, v in kept["data"].items() if k not in PATHS}}))

@@ -1,1 +1,1 @@
-"""Training with Lightning: the classifier, its schedule, and the rows of a sweep."""
+"""Training with Lightning: the classifier, its schedule, and the runs of a sweep."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import lightning as L
@@ -38,7 +39,9 @@ class AveragedWeights(WeightAveraging):
 class KernelImages(L.Callback):
     """Draw a kernel of the middle spatial layer into TensorBoard every few epochs, trained and injected side by side.
 
-    Paper: RepMLPNet Appendix A: log magnitude, seen from the middle of the map. every: epochs between two pictures.
+    Paper: RepMLPNet Appendix A: log magnitude, darker is larger, one scale for both, seen from the paper's point (6, 6)
+    of a 16x16 map or the same share of another. The figures of `analysis/` show the same numbers with marks and words,
+    which need matplotlib; training does not. every: epochs between two pictures.
     """
 
     def __init__(self, every: int):
@@ -53,17 +56,27 @@ class KernelImages(L.Callback):
             return
         layer = layers[len(layers) // 2]
         h, w = layer.size
-        point = ((h - 1) // 2, (w - 1) // 2)
+        point = (3 * h // 8, 3 * w // 8)
+        weights = [layer.merged(branches=injected)[0].cpu() for injected in (False, True)]
+        # a map is over the smallest magnitude of its own matrix; over that of both they have one scale
+        smallest = [_smallest(weight[0]) for weight in weights]
         panels = [
-            kernel_map(layer.merged(branches=injected)[0].cpu(), layer.size, 0, point) for injected in (False, True)
+            kernel_map(weight, layer.size, 0, point) + math.log(own / min(smallest))
+            for weight, own in zip(weights, smallest, strict=True)
         ]
-        # (h, w) twice -> (1, h, 2*w + 1), one white column between the panels, then eight pixels a cell
         top = max(float(panel.max()) for panel in panels) or 1.0
-        picture = torch.cat([panels[0] / top, torch.ones(h, 1), panels[1] / top], dim=1).unsqueeze(0)
+        # (h, w) twice -> (1, h, 2*w + 1), one column between the panels, then eight pixels a cell
+        picture = 1 - torch.cat([panels[0] / top, torch.zeros(h, 1), panels[1] / top], dim=1).unsqueeze(0)
         picture = picture.repeat_interleave(8, dim=1).repeat_interleave(8, dim=2)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image("kernel/trained_and_injected", picture.float(), trainer.current_epoch)
+
+
+def _smallest(matrix: Tensor) -> float:
+    """Return the smallest magnitude that is not zero; 1 where all are."""
+    magnitude = matrix.double().abs()
+    return float(magnitude[magnitude > 0].min()) if bool((magnitude > 0).any()) else 1.0
 
 
 class OutOfTime(Exception):

@@ -74,7 +74,11 @@ class History(L.Callback):
                 which: [round(locality_index(each[which], each["size"]), 5) for each in self._profiles]
                 for which in ("trained", "injected")
             }
-            shown |= {f"locality_{which}": float(np.mean(v)) for which, v in entry["locality"].items() if v}
+            for which, indices in entry["locality"].items():
+                if indices:
+                    shown[f"locality_{which}"] = float(np.mean(indices))
+                names = (each["layer"] for each in self._profiles)
+                shown |= {f"locality_{which}/{name}": each for name, each in zip(names, indices, strict=True)}
         self.curve.append(entry)
         module.log_dict(shown, rank_zero_only=True)
         if trainer.is_global_zero:
