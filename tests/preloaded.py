@@ -93,10 +93,17 @@ class Handler(socketserver.StreamRequestHandler):
 
 
 class Server(socketserver.ForkingMixIn, socketserver.UnixStreamServer):
-    """One fork a request, so that tests may have several commands at once."""
+    """One fork a request, so that tests may have several commands at once. Ends with the tests, however they end."""
+
+    parent = os.getppid()
+
+    def service_actions(self) -> None:
+        super().service_actions()
+        if os.getppid() != self.parent:
+            sys.exit()
 
 
 if __name__ == "__main__":
     preload()
     with Server(sys.argv[1], Handler) as server:
-        server.serve_forever(poll_interval=0.1)
+        server.serve_forever(poll_interval=0.2)
