@@ -256,7 +256,7 @@ def refusal(folder: Path, *overrides: str) -> str:
         ("model.kernels=[3,3x3]", "the branch 3x3 stands there twice"),
         ("model.kernels=[3d8]", "kernels=['3d8']: of the branch 3x3d8 only middle taps ever lie on a map of 8x8"),
         ("recipe.warmup_epochs=2", "the warm-up has to be shorter"),
-        ("recipe.batch_size=1000", "batch_size=1000 is more than the 200 training images"),
+        ("recipe.batch_size=1000", "200 training images are less than one batch of 1000: lower recipe.batch_size"),
         ("recipe.batch_size=0", "recipe.batch_size=0: use a whole number, at least 1"),
         ("recipe.epochs=ten", "recipe.epochs: Value 'ten'"),
         ("recipe.epochs=1.5", "recipe.epochs: Value '1.5'"),
