@@ -86,6 +86,8 @@ def check(options: Mapping[str, Any]) -> None:
             raise ValueError(f"{name}={options[name]!r}: use {', '.join(known)}")
     if options["device"] == "cuda" and not torch.cuda.is_available():
         raise ValueError("device=cuda: torch finds no GPU here; use cpu")
+    if options["engine"] in ("onnxruntime", "openvino") and options["dtype"] != "float32":
+        raise ValueError(f"engine={options['engine']} runs in float32 alone, not in dtype={options['dtype']}")
     for name in ("batch_sizes", "training_batch_sizes"):
         if not all(type(n) is int and n > 0 for n in options[name]):
             raise ValueError(f"{name}={options[name]}: use a list of whole numbers, 1 or more")
@@ -192,8 +194,11 @@ class Bench:
         return sum(event.device_type == DeviceType.CUDA for event in watched.events())
 
     def write(self, kind: str, row: Mapping[str, Any], seconds: Tensor | None = None) -> dict[str, Any]:
-        """Write one record; its key is everything that says what was measured and where."""
-        record = {"kind": kind, **row, **self.common, "run": self.run, "rounds": self.rounds}
+        """Write one record; its key is everything that says what was measured and where.
+
+        row: what was measured; what it says of the setting (dtype) goes before what was asked for.
+        """
+        record = {"kind": kind, **self.common, **row, "run": self.run, "rounds": self.rounds}
         if seconds is not None:
             low, middle, high = seconds.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)).tolist()
             record |= {"seconds": middle, "seconds_quartiles": [low, high]}
@@ -286,7 +291,8 @@ def compile_for(bench: Bench, model: nn.Module) -> nn.Module:
 def runner(model: nn.Module, engine: str, images: Tensor, bench: Bench) -> Callable[[], Any]:
     """Return what runs the network once on the images by an engine."""
     if engine in ("eager", "compile"):
-        model = model.to(bench.device, bench.dtype)
+        # a copy: `to` casts in place, and the next form is made of the same network
+        model = copy.deepcopy(model).to(bench.device, bench.dtype)
         images = images.to(bench.device, bench.dtype)
         if engine == "compile":
             model = compile_for(bench, model)
@@ -545,7 +551,8 @@ def compare(bench: Bench, kind: str, fact: Mapping[str, Any], runs: Mapping[str,
     for form, run in runs.items():
         memory = bench.peak_memory(run)
         memory = None if memory is None else max(0, memory - fact.get("result_bytes", 0))
-        record = bench.write(kind, {**fact, "form": form, "peak_memory_bytes": memory}, seconds[form])
+        row = {**fact, "form": form, "peak_memory_bytes": memory, "dtype": "float32"}  # of the weights, always
+        record = bench.write(kind, row, seconds[form])
         extra = "" if memory is None else f", {memory / 2**20:.1f} MiB more at the peak"
         print(f"  {form:10s} {line(record)}{extra}", flush=True)
 
@@ -561,10 +568,11 @@ def scaling(bench: Bench, options: Mapping[str, Any]) -> None:
         runs, memory = {}, {}
         for value in points:
             at = {**base, name: value}
-            fc = SetSharingFC((at["side"],) * 2, at["share_sets"], inference_mode=True).to(bench.device).eval()
-            x = torch.randn(8, at["channels"], at["side"], at["side"], device=bench.device)
+            fc = SetSharingFC((at["side"],) * 2, at["share_sets"], inference_mode=True)
+            fc = fc.to(bench.device, bench.dtype).eval()
+            x = torch.randn(8, at["channels"], at["side"], at["side"], device=bench.device, dtype=bench.dtype)
             runs[value] = torch.inference_mode()(partial(fc, x))
-            memory[value] = 4 * sum(p.numel() for p in fc.parameters())
+            memory[value] = sum(p.numel() * p.element_size() for p in fc.parameters())
         seconds = bench.in_turn(runs)
         times = [middle(seconds[value]) for value in points]
         exponents = {
