@@ -5,6 +5,7 @@
     python experiments/benchmark.py what=[inference] engine=onnxruntime
     python experiments/benchmark.py what=[training]
     python experiments/benchmark.py what=[segmentation]                       # UperNet before and after merging
+    python experiments/benchmark.py what=[older] batch_sizes=[8]              # RepMLP in ResNets against ResNets
     python experiments/benchmark.py device=cuda dtype=bfloat16 batch_sizes=[128] engine=compile
 
 Networks are timed in turn within a round, so that a busy moment hits all; medians and quartiles of the rounds are told.
@@ -30,6 +31,7 @@ import hydra
 import timm
 import torch
 import torch.nn.functional as F
+from older_networks import OLDER
 from omegaconf import DictConfig, OmegaConf
 from plain_net import PlainRepMLPNet, conv_to_fc_by_identity, merge_by_identity
 from torch import Tensor, nn
@@ -48,7 +50,7 @@ from repmlp.runs.provenance import device_name, git_state, processor, versions
 from repmlp.runs.record import write_json
 from repmlp.training.memory import freed_memory_kept
 
-WHAT = ("inference", "branches", "training", "merging", "conv_to_fc", "scaling", "segmentation")
+WHAT = ("inference", "branches", "training", "merging", "conv_to_fc", "scaling", "segmentation", "older")
 FORMS = ("plain", "train-time", "merged", "deployed")
 ENGINES = ("eager", "compile", "onnxruntime", "openvino")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -73,6 +75,7 @@ def main(config: DictConfig) -> None:
                 "conv_to_fc": single_conversion,
                 "scaling": scaling,
                 "segmentation": segmentation,
+                "older": older,
             }[what](bench, options)
 
 
@@ -91,6 +94,9 @@ def check(options: Mapping[str, Any]) -> None:
     for name in ("batch_sizes", "training_batch_sizes"):
         if not all(type(n) is int and n > 0 for n in options[name]):
             raise ValueError(f"{name}={options[name]}: use a list of whole numbers, 1 or more")
+    for name in options["older_models"]:
+        if name not in OLDER:
+            raise ValueError(f"older_models: {name!r} is none of {', '.join(OLDER)}")
     for text in options["models"] + options["training_models"]:
         parse(text)
     for text in options["segmentation_models"]:
@@ -408,6 +414,38 @@ def branches(bench: Bench, options: Mapping[str, Any]) -> None:
                 f"  {key[0]:16s} {branch_label(key[1]):8s} {line(bench.write('branches', row, seconds[key]))}",
                 flush=True,
             )
+
+
+# ---- the older paper's networks
+
+
+def older(bench: Bench, options: Mapping[str, Any]) -> None:
+    """Images a second of RepMLP in ResNets and of its peers (arXiv 2105.01883), all with their batch norms folded."""
+    for batch in options["batch_sizes"]:
+        facts, runs = {}, {}
+        for name in options["older_models"]:
+            construct, size = OLDER[name]
+            torch.manual_seed(0)
+            net = fused(construct().eval())
+            facts[name] = {
+                "model": name,
+                "form": "fused",
+                "img_size": size,
+                "params": sum(p.numel() for p in net.parameters()),
+                "macs": count_macs(net, size),
+            }
+            runs[name] = runner(net, options["engine"], torch.randn(batch, 3, size, size), bench)
+        print(f"older, batch {batch}, {options['engine']}: {len(facts)} networks, {bench.rounds} rounds", flush=True)
+        seconds = bench.in_turn(runs)
+        for name, fact in facts.items():
+            row = {
+                **fact,
+                "batch_size": batch,
+                "engine": options["engine"],
+                "images_per_second": batch / middle(seconds[name]),
+                "peak_memory_bytes": bench.peak_memory(runs[name]),
+            }
+            print(f"  {name:28s} {line(bench.write('older', row, seconds[name]))}", flush=True)
 
 
 # ---- segmentation
