@@ -394,8 +394,8 @@ def test_where_results_go(checkpoint, tmp_path):
         (["n_images=0"], "n_images=0: use a whole number, 1 or more"),
         (["device=gpu"], "device='gpu': use cpu, cuda or auto"),
         (["data=patterns"], "unknown data set 'patterns': use one of camvid, cityscapes"),
-        (["data=cityscapes", "data.root=nowhere"], r"no folder nowhere.leftImg8bit.train: pass data\.root=FOLDER"),
-        (["data.root=nowhere"], r"no folder nowhere.CamVid.train: pass data\.root=FOLDER"),
+        (["data=cityscapes", "data.root=nowhere"], r"no folder nowhere.leftImg8bit.val: pass data\.root=FOLDER"),
+        (["data.root=nowhere"], r"no folder nowhere.CamVid.test: pass data\.root=FOLDER"),
     ],
 )
 def test_mistakes(overrides, reason, checkpoint, camvid, tmp_path):

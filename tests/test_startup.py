@@ -10,7 +10,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import LIMIT, ROOT
 
 import repmlp
 from repmlp import imports
@@ -21,9 +21,10 @@ HEAVY = "{'torch', 'timm', 'lightning', 'torchmetrics', 'torchvision', 'numpy', 
 
 def python(code: str, *arguments: str, **environment: str) -> list[str]:
     """Run code in a fresh process at the repository; returns the lines that it printed."""
+    kept = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
-        capture_output=True, text=True, cwd=ROOT, timeout=200, env={**os.environ, **environment},
+        capture_output=True, text=True, cwd=ROOT, timeout=LIMIT, env={**kept, **environment},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
@@ -43,12 +44,14 @@ def test_help_needs_no_torch(command):
     assert any(line.startswith("recipe: ") for line in lines), "the groups of settings are listed"
 
 
-def test_the_first_line_of_a_run_comes_before_torch(tmp_path):
+@pytest.mark.parametrize("policy", ["", "ACTIVE"])
+def test_the_first_line_of_a_run_comes_before_torch(tmp_path, policy):
     code = (
         "import sys, types\n"
         "from repmlp.runs.outcome import Outcome\n"
         "def execute(config, label, deadline):\n"
         f"    print('at the run:', sorted({HEAVY} & set(sys.modules)), flush=True)\n"
+        "    import os; print('waits:', os.environ['OMP_WAIT_POLICY'])\n"
         "    return Outcome('finished', label, 'key', value=1.0)\n"
         "sys.modules['repmlp.runs.run'] = run = types.ModuleType('run')\n"
         "import repmlp.runs; repmlp.runs.run = run\n"
@@ -57,9 +60,11 @@ def test_the_first_line_of_a_run_comes_before_torch(tmp_path):
         "runpy.run_path(sys.argv[0], run_name='__main__')\n"
     )
     folders = [f"output_dir={tmp_path}", f"results_dir={tmp_path}"]
-    lines = python(code, "experiments/ablate.py", "recipe.epochs=1", *folders)
+    own = {"OMP_WAIT_POLICY": policy} if policy else {}
+    lines = python(code, "experiments/ablate.py", "recipe.epochs=1", *folders, **own)
     assert "run 1/1: repmlpnet_cifar" in lines[0]
     assert lines[1] == "at the run: []"
+    assert lines[2] == f"waits: {policy or 'PASSIVE'}", "the user's own word stands"
 
 
 @pytest.mark.parametrize("name, value, first", [(None, "", True), ("RANK", "1", False), ("LOCAL_RANK", "0", True)])

@@ -202,8 +202,11 @@ def quicken_help() -> None:
 def run_command(main: Callable[[], None], repository: Path) -> None:
     """Run a Hydra main with the repository as its folder; Hydra's errors come out as one line.
 
-    REPMLP_CWD keeps the folder that the user stands in.
+    REPMLP_CWD keeps the folder that the user stands in. Threads of torch that have nothing to do sleep, unless the user
+    says otherwise (OMP_WAIT_POLICY): by default they spin, which on a machine with other work takes the core from the
+    thread that they wait for. It is read when torch is imported, which is later.
     """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("REPMLP_CWD", os.getcwd())  # noqa: PTH109  (a worker process inherits it)
     if data := os.environ.get("REPMLP_DATA"):
         os.environ["REPMLP_DATA"] = str(place(data))
