@@ -47,7 +47,7 @@ def write_paper(records: pd.DataFrame, masks: pd.DataFrame, results: Path, folde
         if error.name != "segmentation_models_pytorch":  # it is there and broken
             raise
         print(f"Table 6 is left out: {error}", file=sys.stderr)
-    found |= paper_tables.older.tables()
+    found |= paper_tables.older.tables(results)
     for name, (title, note, table) in found.items():
         emit(name, title, note, table, folder, latex=True)
 

@@ -5,6 +5,7 @@
     python experiments/benchmark.py what=[inference] engine=onnxruntime
     python experiments/benchmark.py what=[training]
     python experiments/benchmark.py what=[segmentation]                       # UperNet before and after merging
+    python experiments/benchmark.py what=[older] batch_sizes=[8]              # RepMLP in ResNets against ResNets
     python experiments/benchmark.py device=cuda dtype=bfloat16 batch_sizes=[128] engine=compile
 
 Networks are timed in turn within a round, so that a busy moment hits all; medians and quartiles of the rounds are told.
@@ -30,6 +31,7 @@ import hydra
 import timm
 import torch
 import torch.nn.functional as F
+from older_networks import OLDER
 from omegaconf import DictConfig, OmegaConf
 from plain_net import PlainRepMLPNet, conv_to_fc_by_identity, merge_by_identity
 from torch import Tensor, nn
@@ -48,7 +50,7 @@ from repmlp.runs.provenance import device_name, git_state, processor, versions
 from repmlp.runs.record import write_json
 from repmlp.training.memory import freed_memory_kept
 
-WHAT = ("inference", "branches", "training", "merging", "conv_to_fc", "scaling", "segmentation")
+WHAT = ("inference", "branches", "training", "merging", "conv_to_fc", "scaling", "segmentation", "older")
 FORMS = ("plain", "train-time", "merged", "deployed")
 ENGINES = ("eager", "compile", "onnxruntime", "openvino")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -73,6 +75,7 @@ def main(config: DictConfig) -> None:
                 "conv_to_fc": single_conversion,
                 "scaling": scaling,
                 "segmentation": segmentation,
+                "older": older,
             }[what](bench, options)
 
 
@@ -86,9 +89,14 @@ def check(options: Mapping[str, Any]) -> None:
             raise ValueError(f"{name}={options[name]!r}: use {', '.join(known)}")
     if options["device"] == "cuda" and not torch.cuda.is_available():
         raise ValueError("device=cuda: torch finds no GPU here; use cpu")
+    if options["engine"] in ("onnxruntime", "openvino") and options["dtype"] != "float32":
+        raise ValueError(f"engine={options['engine']} runs in float32 alone, not in dtype={options['dtype']}")
     for name in ("batch_sizes", "training_batch_sizes"):
         if not all(type(n) is int and n > 0 for n in options[name]):
             raise ValueError(f"{name}={options[name]}: use a list of whole numbers, 1 or more")
+    for name in options["older_models"]:
+        if name not in OLDER:
+            raise ValueError(f"older_models: {name!r} is none of {', '.join(OLDER)}")
     for text in options["models"] + options["training_models"]:
         parse(text)
     for text in options["segmentation_models"]:
@@ -192,8 +200,11 @@ class Bench:
         return sum(event.device_type == DeviceType.CUDA for event in watched.events())
 
     def write(self, kind: str, row: Mapping[str, Any], seconds: Tensor | None = None) -> dict[str, Any]:
-        """Write one record; its key is everything that says what was measured and where."""
-        record = {"kind": kind, **row, **self.common, "run": self.run, "rounds": self.rounds}
+        """Write one record; its key is everything that says what was measured and where.
+
+        row: what was measured; what it says of the setting (dtype) goes before what was asked for.
+        """
+        record = {"kind": kind, **self.common, **row, "run": self.run, "rounds": self.rounds}
         if seconds is not None:
             low, middle, high = seconds.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)).tolist()
             record |= {"seconds": middle, "seconds_quartiles": [low, high]}
@@ -286,7 +297,8 @@ def compile_for(bench: Bench, model: nn.Module) -> nn.Module:
 def runner(model: nn.Module, engine: str, images: Tensor, bench: Bench) -> Callable[[], Any]:
     """Return what runs the network once on the images by an engine."""
     if engine in ("eager", "compile"):
-        model = model.to(bench.device, bench.dtype)
+        # a copy: `to` casts in place, and the next form is made of the same network
+        model = copy.deepcopy(model).to(bench.device, bench.dtype)
         images = images.to(bench.device, bench.dtype)
         if engine == "compile":
             model = compile_for(bench, model)
@@ -402,6 +414,38 @@ def branches(bench: Bench, options: Mapping[str, Any]) -> None:
                 f"  {key[0]:16s} {branch_label(key[1]):8s} {line(bench.write('branches', row, seconds[key]))}",
                 flush=True,
             )
+
+
+# ---- the older paper's networks
+
+
+def older(bench: Bench, options: Mapping[str, Any]) -> None:
+    """Images a second of RepMLP in ResNets and of its peers (arXiv 2105.01883), all with their batch norms folded."""
+    for batch in options["batch_sizes"]:
+        facts, runs = {}, {}
+        for name in options["older_models"]:
+            construct, size = OLDER[name]
+            torch.manual_seed(0)
+            net = fused(construct().eval())
+            facts[name] = {
+                "model": name,
+                "form": "fused",
+                "img_size": size,
+                "params": sum(p.numel() for p in net.parameters()),
+                "macs": count_macs(net, size),
+            }
+            runs[name] = runner(net, options["engine"], torch.randn(batch, 3, size, size), bench)
+        print(f"older, batch {batch}, {options['engine']}: {len(facts)} networks, {bench.rounds} rounds", flush=True)
+        seconds = bench.in_turn(runs)
+        for name, fact in facts.items():
+            row = {
+                **fact,
+                "batch_size": batch,
+                "engine": options["engine"],
+                "images_per_second": batch / middle(seconds[name]),
+                "peak_memory_bytes": bench.peak_memory(runs[name]),
+            }
+            print(f"  {name:28s} {line(bench.write('older', row, seconds[name]))}", flush=True)
 
 
 # ---- segmentation
@@ -545,7 +589,8 @@ def compare(bench: Bench, kind: str, fact: Mapping[str, Any], runs: Mapping[str,
     for form, run in runs.items():
         memory = bench.peak_memory(run)
         memory = None if memory is None else max(0, memory - fact.get("result_bytes", 0))
-        record = bench.write(kind, {**fact, "form": form, "peak_memory_bytes": memory}, seconds[form])
+        row = {**fact, "form": form, "peak_memory_bytes": memory, "dtype": "float32"}  # of the weights, always
+        record = bench.write(kind, row, seconds[form])
         extra = "" if memory is None else f", {memory / 2**20:.1f} MiB more at the peak"
         print(f"  {form:10s} {line(record)}{extra}", flush=True)
 
@@ -561,10 +606,11 @@ def scaling(bench: Bench, options: Mapping[str, Any]) -> None:
         runs, memory = {}, {}
         for value in points:
             at = {**base, name: value}
-            fc = SetSharingFC((at["side"],) * 2, at["share_sets"], inference_mode=True).to(bench.device).eval()
-            x = torch.randn(8, at["channels"], at["side"], at["side"], device=bench.device)
+            fc = SetSharingFC((at["side"],) * 2, at["share_sets"], inference_mode=True)
+            fc = fc.to(bench.device, bench.dtype).eval()
+            x = torch.randn(8, at["channels"], at["side"], at["side"], device=bench.device, dtype=bench.dtype)
             runs[value] = torch.inference_mode()(partial(fc, x))
-            memory[value] = 4 * sum(p.numel() for p in fc.parameters())
+            memory[value] = sum(p.numel() * p.element_size() for p in fc.parameters())
         seconds = bench.in_turn(runs)
         times = [middle(seconds[value]) for value in points]
         exponents = {

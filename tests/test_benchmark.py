@@ -13,7 +13,7 @@ from torch import nn
 
 from repmlp import RepMLPNet, SetSharingFC, conv_to_fc
 
-sys.path.insert(0, str(ROOT / "experiments"))
+sys.path[:0] = [str(ROOT / "experiments"), str(ROOT / "analysis")]
 benchmark = importlib.import_module("benchmark")
 plain_net = importlib.import_module("plain_net")
 
@@ -113,9 +113,59 @@ def test_command_writes_records(measured):
     assert len(forms) == 3 and forms["upernet_slim", "merged"]["macs"] < forms["upernet_slim", "train-time"]["macs"]
 
 
+def test_all_forms_in_bfloat16(tmp_path):
+    """No form is cast before the next is made of it; what was measured in float32 says so."""
+    done = command(
+        *("experiments/benchmark.py", "models=[repmlpnet_cifar]", "batch_sizes=[1]", "rounds=1", "warmup=0"),
+        *("what=[inference,conv_to_fc]", "dtype=bfloat16", "device=cpu", "threads=1", f"results_dir={tmp_path}"),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    records = [json.loads(path.read_text()) for path in (tmp_path / "benchmark/measured").glob("*.json")]
+    assert {r["form"] for r in records if r["kind"] == "inference"} == set(benchmark.FORMS)
+    assert {(r["kind"], r["dtype"]) for r in records} == {("inference", "bfloat16"), ("conv_to_fc", "float32")}
+
+
+def test_the_older_networks_and_their_ratio(tmp_path):
+    from paper_tables import older
+
+    names = "[repmlp_faceres_96,mobilefacenet_96]"
+    done = command(
+        *("experiments/benchmark.py", "what=[older]", f"older_models={names}", "batch_sizes=[1]", "rounds=2"),
+        *("device=cpu", "threads=1", f"results_dir={tmp_path}"),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    records = [json.loads(path.read_text()) for path in (tmp_path / "benchmark/measured").glob("*.json")]
+    speed = {r["model"]: r["images_per_second"] for r in records}
+    assert {r["model"]: (r["params"], r["macs"]) for r in records} == {
+        name: (older.counts(name).folded_params, older.counts(name).folded_macs) for name in speed
+    }
+    table = older.tables(tmp_path)["older_claims"][2].set_index(["network", "against", "what"])["ours"]
+    ratio = speed["repmlp_faceres_96"] / speed["mobilefacenet_96"]
+    assert table["repmlp_faceres_96", "mobilefacenet_96", "speed, %"] == f"{100 * (ratio - 1):+.1f}"
+
+
+def test_older_networks_are_those_of_the_tables():
+    from paper_tables import older
+
+    for name, (construct, size) in importlib.import_module("older_networks").OLDER.items():
+        with torch.device("meta"):
+            assert benchmark.count_params(construct()) == older.counts(name).params, name
+        assert size == older.NETWORKS[name].img_size
+
+
+def test_a_runner_leaves_the_network_as_it_was():
+    options = {"device": "cpu", "threads": None, "dtype": "bfloat16", "rounds": 1, "warmup": 0}
+    bench = benchmark.Bench({**options, "results_dir": "results", "engine": "eager"})
+    net = RepMLPNet(**SMALL).eval()
+    benchmark.runner(net, "eager", torch.randn(1, 3, 32, 32), bench)()
+    assert {p.dtype for p in net.parameters()} == {torch.float32}
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [
+        (("engine=onnxruntime", "dtype=bfloat16"), "engine=onnxruntime runs in float32 alone, not in dtype=bfloat16"),
+        ("older_models=[resnet18]", "older_models: 'resnet18' is none of resnet50"),
         ("what=[speed]", "what=['speed']: use a list of inference"),
         ("engine=tensorrt", "engine='tensorrt': use eager"),
         ("models=[resnet_18]", "models: 'resnet_18' is no network"),
@@ -125,7 +175,9 @@ def test_command_writes_records(measured):
     ],
 )
 def test_bad_settings_are_one_line(override, words, tmp_path):
-    done = command("experiments/benchmark.py", override, f"results_dir={tmp_path}")
+    done = command(
+        "experiments/benchmark.py", *([override] if isinstance(override, str) else override), f"results_dir={tmp_path}"
+    )
     assert done.returncode == 1 and len(done.stderr.strip().splitlines()) == 1
     assert words in done.stderr, done.stderr
 

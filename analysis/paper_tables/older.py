@@ -6,6 +6,7 @@ ours, it shows a dash. Parameters and MACs are counted here, on networks that ho
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -206,8 +207,14 @@ def _measured(name: str, other: str, benchmark: pd.DataFrame | None) -> str:
     return "; ".join(f"{value} ({label})" for label, value in found.items()) or DASH
 
 
-def tables(benchmark: pd.DataFrame | None = None) -> dict[str, tuple[str, str, pd.DataFrame]]:
-    """Return what there is to write: name of the file -> (title, note, table)."""
+def read_benchmark(results: Path) -> pd.DataFrame:
+    """Read what benchmark.py what=[older] measured, one record a row; no rows where nothing was."""
+    records = [json.loads(path.read_text()) for path in sorted(results.glob("benchmark/measured/*.json"))]
+    return pd.DataFrame([record for record in records if record["kind"] == "older"])
+
+
+def tables(results: Path) -> dict[str, tuple[str, str, pd.DataFrame]]:
+    """Return what there is to write: name of the file -> (title, note, table). results: the folder of records."""
     return {
         "older_networks": (
             "RepMLP (arXiv 2105.01883): networks",
@@ -220,6 +227,6 @@ def tables(benchmark: pd.DataFrame | None = None) -> dict[str, tuple[str, str, p
             "RepMLP (arXiv 2105.01883): one network against another",
             "Counts with batch norms folded. The printed FLOPs against MobileFaceNet do not come out for the network "
             "as it is described. A dash: no measurement of ours.",
-            claims_table(benchmark),
+            claims_table(read_benchmark(results)),
         ),
     }
