@@ -59,7 +59,7 @@ def join(parts: Path, heads: Path, dest: Path) -> None:
         if len(found) != shards:
             sys.exit(f"error: {len(found)} of {shards} decoded shards of {split} in {parts}")
         with open(target / split, "wb") as out:
-            out.write(lzma.open(heads / f"{split}.head.xz").read())
+            out.write(lzma.decompress((heads / f"{split}.head.xz").read_bytes()))
             for raw in found:
                 with open(raw, "rb") as file:
                     shutil.copyfileobj(file, out, 2**24)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Build .gpu/a and .gpu/b, which travel to the GPU machine with the first and the second call. In the project's root:
+# Build .gpu/z, .gpu/a and .gpu/b, which travel to the GPU machine with the call before, the first and the second. In the project's root:
 #   DATA=FOLDER bash experiments/gpu/pack.sh [QUEUE]
 set -euo pipefail
 kit=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -19,8 +19,8 @@ bytes() { du -sb --apparent-size "$@" | awk '{sum += $1} END {print sum}'; }
 exclude=$(git rev-parse --git-path info/exclude)
 mkdir -p "$(dirname "$exclude")"
 grep -qx '/.gpu/' "$exclude" 2>/dev/null || echo '/.gpu/' >>"$exclude"
-rm -rf .gpu/a .gpu/b .gpu/shallow
-mkdir -p .gpu/a/cifar .gpu/b
+rm -rf .gpu/z .gpu/a .gpu/b .gpu/shallow
+mkdir -p .gpu/z/cifar .gpu/a .gpu/b
 
 # What the GPU machine's Python lacks, at the versions of requirements.lock.
 if [[ ! .gpu/wheels/.ready -nt requirements.lock ]]; then
@@ -35,11 +35,11 @@ cp -r .gpu/wheels .gpu/a/
 
 # The commit alone, without its history.
 git clone --quiet --bare --depth 1 "file://$PWD" .gpu/shallow
-git -C .gpu/shallow bundle create --quiet "$PWD/.gpu/a/project.bundle" HEAD
+git -C .gpu/shallow bundle create --quiet "$PWD/.gpu/z/project.bundle" HEAD
 rm -rf .gpu/shallow
 # git itself, for a machine that has none: records name the commit
 libraries=$(ldd "$(command -v git)" | awk '/libpcre2|libz/ {print $3}')
-tar -czhf .gpu/a/git.tgz --transform 's,.*/,,' -P "$(readlink -f "$(command -v git)")" $libraries
+tar -czhf .gpu/z/git.tgz --transform 's,.*/,,' -P "$(readlink -f "$(command -v git)")" $libraries
 
 # the tests that are skipped where there is no GPU
 grep -A1 'skipif(not torch.cuda.is_available' tests/test_*.py | sed -n 's/^\(.*\.py\)-def \(test_\w*\).*/\1::\2/p' >.gpu/a/gpu_tests
@@ -49,17 +49,14 @@ cp "$kit"/{env.sh,kit.py,cifar.py,second.sh,second.py,keep.py} .gpu/b/
 cp .gpu/kit.json .gpu/a/
 cp .gpu/kit.json .gpu/b/
 
-# CIFAR-100: half of the training set with each call, and as much of the test set as makes both calls alike.
-test=$data/parquet/test-00000-of-00001.parquet
-cp "$data"/heads/* .gpu/a/cifar/
+# CIFAR-100: half of the training set with each call; the test set, like the commit, with the one before.
+cp "$kit/before.sh" .gpu/z/
+cp "$data"/heads/* .gpu/z/cifar/
+cp "$data"/parquet/test-00000-of-00001.parquet .gpu/z/
 cp "$data"/parquet/train-00000-of-00002.parquet .gpu/a/
 cp "$data"/parquet/train-00001-of-00002.parquet .gpu/b/
-cut=$((($(bytes .gpu/b) + $(bytes "$test") - $(bytes .gpu/a)) / 2))
-cut=$((cut < 0 ? 0 : cut))
-head -c "$cut" "$test" >.gpu/a/cifar/test.0
-tail -c "+$((cut + 1))" "$test" >.gpu/b/test.1
 tree=$(git ls-files -z --cached --others --exclude-standard | du -cb --files0-from=- | tail -n 1 | cut -f 1)
-for call in a b; do
+for call in z a b; do
     over=$(($(bytes .gpu/$call) + tree - limit))
     ((over <= 0)) || die ".gpu/$call and the tree are $over bytes too large"
 done
@@ -67,9 +64,11 @@ done
 mib() { awk "BEGIN {printf \"%.1f MiB\", $1 / 1048576}"; }
 cat <<EOF
 
-packed: commit $(git rev-parse --short HEAD); tree $(mib "$tree"), .gpu/a $(mib "$(bytes .gpu/a)"), .gpu/b $(mib "$(bytes .gpu/b)")
+packed: commit $(git rev-parse --short HEAD); tree $(mib "$tree"), .gpu/z $(mib "$(bytes .gpu/z)"), .gpu/a $(mib "$(bytes .gpu/a)"), .gpu/b $(mib "$(bytes .gpu/b)")
 (the tree and one of them travel with a call, 64 MiB at most)
-call 1: carry .gpu/a, limit 240 s
+call 0: carry .gpu/z, limit 60 s
+    bash .gpu/z/before.sh
+call 1: carry .gpu/a, at once after it, limit 240 s
     bash .gpu/a/first.sh 160
 call 2: carry .gpu/b, at once after it; T = what is left of the 15 minutes less 45 s, at most 600; limit T s
     bash .gpu/b/second.sh \$((T - 25))

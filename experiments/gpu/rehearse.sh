@@ -75,6 +75,9 @@ call() { # call PART OUT COMMAND...: as the GPU machine runs it
         OMP_NUM_THREADS=1 TORCH_COMPILE_DISABLE=1 "$@")
 }
 
+say "call 0"
+call z "$root/out0" bash .gpu/z/before.sh >/dev/null
+
 say "call 1"
 call a "$root/out1" bash .gpu/a/first.sh 140
 check "both networks are planned" test "$(grep -c '"seconds"' "$root/w/plan.json")" = 2

@@ -8,6 +8,7 @@ Run in the project's root with its Python. GPU_REHEARSAL=1: tiny networks on a C
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -50,9 +51,11 @@ PROBE = [
 BENCHMARK = (
     ["device=cpu", "batch_sizes=[2]", "what=[inference]", "models=[repmlpnet_cifar]", "forms=[merged]", "rounds=1"]
     if REHEARSAL
-    else ["device=cuda", "dtype=bfloat16", "batch_sizes=[128]", "training_batch_sizes=[128]", "rounds=5"]
-    + ["what=[training,inference]", "models=[repmlpnet_cifar,resmlp12_cifar,repmlpnet_t224,repmlpnet_b224]"]
-    + ["forms=[plain,merged,deployed,train-time]"]
+    else [
+        *("device=cuda", "dtype=bfloat16", "batch_sizes=[128]", "training_batch_sizes=[128]", "rounds=5"),
+        *("what=[training,inference]", "models=[repmlpnet_cifar,resmlp12_cifar,repmlpnet_t224,repmlpnet_b224]"),
+        "forms=[plain,merged,deployed,train-time]",
+    ]
 )
 
 
@@ -62,6 +65,7 @@ def composed(overrides: list[str]) -> dict[str, Any]:
         return OmegaConf.to_container(compose("config", overrides=overrides), resolve=True)
 
 
+@functools.cache
 def sweep() -> dict[str, dict[str, Any]]:
     """Return the rows of `+sweep=locality` with three seeds, key -> configuration."""
     given = [f"+sweep={SWEEP}", "seed=0,1,2", *PRECISION]

@@ -146,7 +146,7 @@ class Queue:
             self.bring()
 
     def give_up_what_is_late(self) -> None:
-        """Where no running row would be ready in time, or one never, stop the one with most to go for the others' sake."""
+        """Stop the row with most to go for the others' sake, where none would be ready in time, or one never."""
         running = self.of("running")
         to_go = {row: row.to_go() for row in running}
         if not running or None in to_go.values() or time.monotonic() - self.given_up < PATIENCE:
@@ -216,14 +216,12 @@ class Queue:
 
 
 def data(clock: Clock) -> None:
-    """Decode what came with this call and join it to what the first one left."""
+    """Decode what came with this call and join it to what the ones before left."""
     parts = WORK / "parts"
-    test = parts / "test-00000-of-00001.parquet"
-    test.write_bytes(b"".join(p.read_bytes() for p in (WORK / "carried/cifar/test.0", KIT / "test.1") if p.exists()))
-    shards = sorted(KIT.glob("train-*.parquet"))
+    shards = [*sorted(KIT.glob("train-*.parquet")), *sorted((WORK / "carried").glob("test-*.parquet"))]
     if not list(parts.glob("train-00000*.raw")):
         sys.exit("error: the first call did not decode its half of the training set")
-    for arguments in (["decode", parts, *shards, test], ["join", parts, WORK / "carried/cifar", WORK / "cifar"]):
+    for arguments in (["decode", parts, *shards], ["join", parts, WORK / "carried/cifar", WORK / "cifar"]):
         run = subprocess.run([PYTHON, KIT / "cifar.py", *arguments], capture_output=True, text=True, timeout=90)
         clock.say(" ".join((run.stdout + run.stderr).split("\n")).strip())
         if run.returncode:
