@@ -28,6 +28,7 @@ from repmlp.runs.launch import register_settings
 
 register_settings()
 ROOT = Path(__file__).resolve().parents[1]
+LIMIT = 800  # seconds a command may take: minutes of patience for a machine that does other work
 TINY = [
     "data=patterns",
     "model=repmlpnet_tiny",
@@ -114,7 +115,7 @@ class Preloaded:
             out, err = Path(folder, "out"), Path(folder, "err")
             request = {"arguments": arguments, "cwd": cwd, "env": env, "stdout": str(out), "stderr": str(err)}
             with socket.socket(socket.AF_UNIX) as connection:
-                connection.settimeout(280)
+                connection.settimeout(LIMIT)
                 connection.connect(str(self.folder / "socket"))
                 connection.sendall(json.dumps(request).encode() + b"\n")
                 answer = connection.makefile().readline()
@@ -146,7 +147,7 @@ def command(*arguments: str, check: bool = False, fresh: bool = False, **kwargs)
             check=check,
             cwd=cwd,
             env=environment,
-            timeout=280,
+            timeout=LIMIT,
             **kwargs,
         )
     done = preloaded().run([script, *arguments[1:]], cwd, environment)
