@@ -29,7 +29,7 @@ from repmlp.runs.record import published, reached, set_aside, write_record
 from repmlp.runs.settings import BadSetting, Run
 from repmlp.runs.tasks import TASKS
 from repmlp.training.base import RecipeModule
-from repmlp.training.callbacks import AveragedWeights, Deadline, KernelImages
+from repmlp.training.callbacks import AveragedWeights, Deadline, EvaluationUncompiled, KernelImages
 from repmlp.training.history import History, kept_in
 from repmlp.training.memory import freed_memory_kept
 from repmlp.training.merging import BATCHES, MergeMidway, drop_branches
@@ -68,6 +68,7 @@ def train(settings: Run, folder: Path, path: Path, deadline: float | None, state
     module = task.build_module(settings, net, data, steps_per_epoch=len(train_loader))
     if options.compile:
         net.compile(mode=None if options.compile is True else options.compile)
+        trainer.callbacks.insert(0, EvaluationUncompiled())
     last = folder / "last.ckpt"
     done = _epochs_done(last, module, state["commit"] if settings.rerun else None)
     train_loader.sampler.set_epoch(done)  # workers fetch ahead, before Lightning tells them which epoch it is
@@ -76,7 +77,8 @@ def train(settings: Run, folder: Path, path: Path, deadline: float | None, state
         return None
 
     net = module.net.to(trainer.strategy.root_device)
-    metrics = task.evaluate(settings, net, data)
+    with torch.compiler.set_stance("force_eager"):  # the trained and the merged form, once each
+        metrics = task.evaluate(settings, net, data)
     record = {
         **_description(settings, data),
         **metrics,

@@ -79,6 +79,22 @@ def _smallest(matrix: Tensor) -> float:
     return float(magnitude[magnitude > 0].min()) if bool((magnitude > 0).any()) else 1.0
 
 
+class EvaluationUncompiled(L.Callback):
+    """Evaluate a compiled network without compilation, so that a run compiles once, for training.
+
+    An evaluation mode, and a network merged for it, would each be compiled anew for a few batches.
+    """
+
+    def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        torch.compiler.set_stance("force_eager")
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        torch.compiler.set_stance("default")
+
+    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
+        torch.compiler.set_stance("default")
+
+
 class OutOfTime(Exception):
     """The time of a sweep is over; the run goes on from its last checkpoint another time."""
 

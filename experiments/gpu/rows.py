@@ -1,0 +1,215 @@
+"""The rows of the queue by the project's own rules: their keys before they travel, their records when they come back.
+
+    python rows.py pack QUEUE FILE    check that every row is one of the sweep's, write what first.py and second.py read
+    python rows.py after FOLDER       take the records of FOLDER into results/, say what is there and what is left
+
+Run in the project's root with its Python. GPU_REHEARSAL=1: tiny networks on a CPU.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path.cwd()))  # the project whose root this is, not an installed one
+
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from repmlp.runs.key import branch_label, run_key
+from repmlp.runs.launch import register_settings
+from repmlp.runs.outcome import run_label
+from repmlp.runs.record import BadRecord, read_record, record_path, write_record
+from repmlp.runs.sweep import sweep_rows
+
+register_settings()
+REHEARSAL = bool(os.environ.get("GPU_REHEARSAL"))
+STUDY, SWEEP = "locality_cifar100", "locality"
+PRECISION = ["trainer.precision=bf16-mixed"]
+TINY = ["data.n_train=256", "recipe.epochs=1", "recipe.warmup_epochs=0", "trainer.accelerator=cpu"]
+MODELS = ["repmlpnet_tiny", "resmlp_tiny"] if REHEARSAL else ["repmlpnet_cifar", "resmlp12_cifar"]
+BRANCHES = ["[1,3]", "[]", "[3]", "[1]"]
+# what does not enter a key: no checkpoint that nobody can bring back, no pictures for TensorBoard, few evaluations
+ROW = [
+    *("trainer.eval_every=20", "trainer.checkpoint_every=1000", "trainer.kernel_image_every=0"),
+    *("trainer.progress_bar=false", f"trainer.threads={1 if REHEARSAL else 4}", "data.download=false"),
+]
+PROBE = [
+    *("data=patterns", f"data.n_train={200 if REHEARSAL else 6400}", f"data.n_test={100 if REHEARSAL else 500}"),
+    *("trainer.eval_every=1", "trainer.checkpoint_every=1000", "trainer.kernel_image_every=0"),
+    *("trainer.progress_bar=false", f"trainer.threads={1 if REHEARSAL else 4}"),
+    *(["trainer.accelerator=cpu"] if REHEARSAL else []),
+]
+# train-time stands last: benchmark.py casts that network in place, and the other forms are made of it
+BENCHMARK = (
+    ["device=cpu", "batch_sizes=[2]", "what=[inference]", "models=[repmlpnet_cifar]", "forms=[merged]", "rounds=1"]
+    if REHEARSAL
+    else [
+        *("device=cuda", "dtype=bfloat16", "batch_sizes=[128]", "training_batch_sizes=[128]", "rounds=5"),
+        *("what=[training,inference]", "models=[repmlpnet_cifar,resmlp12_cifar,repmlpnet_t224,repmlpnet_b224]"),
+        "forms=[plain,merged,deployed,train-time]",
+    ]
+)
+
+
+def composed(overrides: list[str]) -> dict[str, Any]:
+    """Return a row's configuration as ablate.py sees it."""
+    with initialize_config_dir(str(Path("experiments/conf").resolve()), version_base="1.3"):
+        return OmegaConf.to_container(compose("config", overrides=overrides), resolve=True)
+
+
+@functools.cache
+def sweep() -> dict[str, dict[str, Any]]:
+    """Return the rows of `+sweep=locality` with three seeds, key -> configuration."""
+    given = [f"+sweep={SWEEP}", "seed=0,1,2", *PRECISION]
+    if REHEARSAL:
+        given += [f"model={','.join(MODELS)}", f"study={STUDY}", *TINY]
+    with initialize_config_dir(str(Path("experiments/conf").resolve()), version_base="1.3"):
+        whole = compose("config", overrides=[f"+sweep={SWEEP}"], return_hydra_config=True)
+    configs = [composed(row) for row in sweep_rows(whole.hydra.sweeper.params, given)]
+    return {run_key(config): config for config in configs}
+
+
+def but_trainer(config: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in config.items() if k not in ("trainer", "data")} | {
+        "data": {**config["data"], "download": 0}
+    }
+
+
+def pack(queue: Path, file: Path) -> None:
+    rows, known = [], sweep()
+    for line in queue.read_text().splitlines():
+        if not line.strip() or line.startswith("#"):
+            continue
+        model, kernels, seed, *more = line.split()
+        # the sweep itself with one value where it has several: `sweep=` alone would be taken for the group of that name
+        overrides = [f"+sweep={SWEEP}", f"model={model}", f"model.kernels={kernels}", f"seed={seed}", f"study={STUDY}"]
+        overrides += PRECISION + ROW + (TINY if REHEARSAL else []) + more
+        config = composed(overrides)
+        key = run_key(config)
+        if not (more and REHEARSAL) and (key not in known or but_trainer(config) != but_trainer(known[key])):
+            sys.exit(f"error: {queue.name}: {line!r} is no row of +sweep={SWEEP}")
+        there = record_path("results", STUDY, key).exists()
+        print(f"{key}  {run_label(config)}{': there already' if there else ''}")
+        if not there:
+            rows.append({"key": key, "name": f"{model} {kernels} seed {seed}", "model": model, "overrides": overrides})
+            if kernels == BRANCHES[0] and seed == "0":
+                rows[-1]["keep"] = True  # weights and heatmaps of these come back
+    if not rows:
+        sys.exit("error: every row of the queue has its record")
+    # all rows take the same steps; data.n_train null is all 50,000 images
+    batch, images = config["recipe"]["batch_size"], config["data"]["n_train"] or 50_000
+    write_json = {
+        "commit": git("rev-parse", "HEAD"),
+        "study": STUDY,
+        "rows": rows,
+        "epochs": config["recipe"]["epochs"],
+        "steps": images // batch,
+        "models": [m for m in MODELS if any(row["model"] == m for row in rows)],
+        "branches": BRANCHES,
+        "compile": ["false", "true"] if REHEARSAL else ["false", "true", "reduce-overhead"],
+        "side_by_side": [2] if REHEARSAL else [2, 4],
+        "probe": PRECISION + PROBE,
+        "benchmark": BENCHMARK,
+    }
+    file.write_text(json.dumps(write_json, indent=1) + "\n")
+
+
+def refusal(path: Path, known: dict[str, dict[str, Any]]) -> str | None:
+    """Say why a record is not taken, None where it is."""
+    try:
+        record = read_record(path)
+    except BadRecord as error:
+        return str(error)
+    if record["dirty"] is not False:
+        return f"dirty is {record['dirty']}: the code was not what its commit says"
+    commit = record["commit"] or ""
+    if subprocess.run(["git", "merge-base", "--is-ancestor", commit, "HEAD"], capture_output=True).returncode:
+        return f"its commit {commit[:9] or 'is unknown'}: no commit of this branch"
+    key = run_key(record["config"])
+    if key != path.stem:
+        return f"its configuration has the key {key} by this code"
+    if key not in known or record["study"] != STUDY:
+        return f"no row of +sweep={SWEEP} in bfloat16"
+    return None
+
+
+def after(folder: Path) -> None:
+    known = sweep()
+    refused = 0
+    with tempfile.TemporaryDirectory() as temporary:
+        for archive in folder.rglob("*.tar"):
+            if archive.name == "records.tar":
+                unpack(archive, Path(temporary))
+        for path in sorted(Path(temporary).rglob("*.json")):
+            if reason := refusal(path, known):
+                print(f"REFUSED {path.name}: {reason}")
+                refused += 1
+                continue
+            target = record_path("results", STUDY, path.stem)
+            if target.exists():
+                print(f"{path.stem}: there already, left as it is")
+            else:
+                write_record(target, json.loads(path.read_text()))
+                print(f"{path.stem}: taken")
+    keep_pictures_and_weights(folder)
+    left = []
+    print(f"\n{STUDY} in bfloat16:")
+    for key, config in known.items():
+        row = f"{config['model']['name']:16s} {branch_label(config['model']['kernels']):8s} seed {config['seed']}"
+        try:
+            record = read_record(record_path("results", STUDY, key))
+            print(f"  {row}  top-1 {record['top1_pct']:.2f}, {record['train_seconds']:.0f} s on {record['device']}")
+        except FileNotFoundError:
+            left.append(row)
+    print(f"{len(known) - len(left)} of {len(known)} rows are there; left:", *(left or ["nothing"]), sep="\n  ")
+    print(
+        f"\nNext: git add results/{STUDY} and commit, then\n"
+        "  python analysis/make_tables.py\n"
+        f"  python analysis/plot_curves.py {STUDY}"
+    )
+    sys.exit(1 if refused else 0)
+
+
+def keep_pictures_and_weights(folder: Path) -> None:
+    """Heatmaps go to results/STUDY/, float16 weights to outputs/STUDY/KEY/."""
+    for archive in folder.rglob("pictures.tar"):
+        unpack(archive, Path("results") / STUDY)
+        print(f"heatmaps: results/{STUDY}/")
+    parts = sorted(folder.rglob("weights.tar.[0-9]"))
+    if parts:
+        with tempfile.TemporaryDirectory() as temporary:
+            whole = Path(temporary) / "weights.tar"
+            whole.write_bytes(b"".join(part.read_bytes() for part in parts))
+            unpack(whole, Path("outputs") / STUDY)
+        print(f"weights in float16: outputs/{STUDY}/KEY/")
+
+
+def unpack(archive: Path, into: Path) -> None:
+    into.mkdir(parents=True, exist_ok=True)
+    try:
+        with tarfile.open(archive) as tar:
+            tar.extractall(into, filter="data")
+    except tarfile.TarError as error:
+        print(f"REFUSED {archive.name}: no whole archive ({error})")
+
+
+def git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], check=True, capture_output=True, text=True).stdout.strip()
+
+
+if __name__ == "__main__":
+    match sys.argv[1:]:
+        case ["pack", queue, file]:
+            pack(Path(queue), Path(file))
+        case ["after", folder]:
+            after(Path(folder))
+        case _:
+            sys.exit(__doc__)

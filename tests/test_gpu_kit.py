@@ -1,0 +1,50 @@
+"""The kit for a short loan of a GPU: in step with the project's names, its rows the sweep's own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from repmlp.runs import fit
+
+ROOT = Path(__file__).parents[1]
+KIT = ROOT / "experiments/gpu"
+
+
+@pytest.fixture
+def kit(monkeypatch, tmp_path):
+    """Import modules of the kit as its scripts do, with the settings that pack.sh would have made."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(str(KIT))
+    monkeypatch.setenv("OUT", str(tmp_path))
+    yield lambda name: __import__(name)
+    for path in KIT.glob("*.py"):
+        sys.modules.pop(path.stem, None)
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in KIT.glob("*.sh")))
+def test_scripts_are_shell(script):
+    subprocess.run(["bash", "-n", KIT / script], check=True)
+
+
+def test_rows_of_the_queue_are_the_sweeps_and_others_are_refused(kit, tmp_path):
+    rows, queue = kit("rows"), tmp_path / "queue.txt"
+    lines = [line for line in (KIT / "queue.txt").read_text().splitlines() if not line.startswith("#")]
+    assert len(set(lines)) == len(lines) == len(rows.sweep()) == 24
+    queue.write_text(f"{lines[0]}\n{lines[-1]}\n")
+    rows.pack(queue, tmp_path / "kit.json")
+    packed = json.loads((tmp_path / "kit.json").read_text())
+    assert {row["key"] for row in packed["rows"]} <= set(rows.sweep())
+    assert (packed["epochs"], packed["steps"], packed["models"]) == (100, 390, rows.MODELS)
+    queue.write_text("repmlpnet_cifar [5] 0\n")
+    with pytest.raises(SystemExit, match=r"repmlpnet_cifar \[5\] 0' is no row of \+sweep=locality"):
+        rows.pack(queue, tmp_path / "kit.json")
+
+
+def test_a_probe_stands_where_runs_keep_their_history(kit):
+    assert issubclass(kit("probe").Ordered, fit.History)
+    assert "History(" in Path(fit.__file__).read_text()  # the name that the probe takes the place of
