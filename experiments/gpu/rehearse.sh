@@ -128,6 +128,6 @@ say "the sweep itself finds these rows finished"
 "$PYTHON" experiments/ablate.py +sweep=locality model=repmlpnet_tiny 'model.kernels=[],[1,3]' data.n_train=256 \
     recipe.epochs=1 recipe.warmup_epochs=0 trainer.accelerator=cpu trainer.precision=bf16-mixed data.root="$root/w/cifar" \
     2>&1 | tee "$root/sweep" | sed 's/^/   /'
-check "two rows are skipped" grep -q '2 rows: 2 skipped' "$root/sweep"
+check "two rows are skipped" grep -q '2 runs: 2 skipped' "$root/sweep"
 "$PYTHON" analysis/make_tables.py --study locality_cifar100 | sed 's/^/   /'
 say "PASSED"
