@@ -21,8 +21,8 @@ from repmlp.runs.launch import run_command, run_job
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="segment")
-def main(config: DictConfig) -> None:
-    run_job(config)
+def main(config: DictConfig) -> float | None:
+    return run_job(config)
 
 
 if __name__ == "__main__":
