@@ -128,18 +128,15 @@ def test_all_forms_in_bfloat16(tmp_path):
 def test_the_older_networks_and_their_ratio(tmp_path):
     from paper_tables import older
 
-    names = "[repmlp_faceres_96,mobilefacenet_96]"
-    done = command(
-        *("experiments/benchmark.py", "what=[older]", f"older_models={names}", "batch_sizes=[1]", "rounds=2"),
-        *("device=cpu", "threads=1", f"results_dir={tmp_path}"),
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    options = {"device": "cpu", "threads": None, "dtype": "float32", "rounds": 2, "warmup": 0, "engine": "eager"}
+    options |= {"results_dir": tmp_path, "older_models": ["repmlp_faceres_96", "mobilefacenet_96"], "batch_sizes": [1]}
+    benchmark.older(benchmark.Bench(options), options)
     records = [json.loads(path.read_text()) for path in (tmp_path / "benchmark/measured").glob("*.json")]
     speed = {r["model"]: r["images_per_second"] for r in records}
     assert {r["model"]: (r["params"], r["macs"]) for r in records} == {
         name: (older.counts(name).folded_params, older.counts(name).folded_macs) for name in speed
     }
-    table = older.tables(tmp_path)["older_claims"][2].set_index(["network", "against", "what"])["ours"]
+    table = older.claims_table(older.read_benchmark(tmp_path)).set_index(["network", "against", "what"])["ours"]
     ratio = speed["repmlp_faceres_96"] / speed["mobilefacenet_96"]
     assert table["repmlp_faceres_96", "mobilefacenet_96", "speed, %"] == f"{100 * (ratio - 1):+.1f}"
 
