@@ -154,3 +154,20 @@ def test_summary_counts_rows_that_never_reported(tmp_path, capsys):
     assert "2 runs: 1 finished, 1 without a report" in capsys.readouterr().err
     note_outcome(tmp_path, 1, Outcome("skipped", "second", "k"))
     finish(tmp_path)
+
+
+SEARCH = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "hydra.sweeper.direction=maximize"]
+
+
+def test_a_search_goes_by_what_runs_reach_on_held_out_images(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="hydra-optuna-sweeper is not installed")
+    interval = "recipe.lr_per_256=interval(0.001,0.02)"
+    refused = sweep(tmp_path, *SEARCH, interval)
+    assert refused.returncode == 1 and "error: a sweeper that searches" in refused.stderr and not records(tmp_path)
+    done = sweep(tmp_path, *SEARCH, interval, "data.holdout=0.5")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 runs: 2 finished" in done.stderr
+    reached = [record["top1_pct"] for record in records(tmp_path)]
+    assert len(reached) == 2 and f"best_value: {max(reached)}" in "".join(
+        path.read_text() for path in tmp_path.rglob("optimization_results.yaml")
+    )

@@ -36,7 +36,8 @@ def _kept(part: type, values: Mapping[str, Any]) -> dict[str, Any]:
     kept = {}
     for name, value in values.items():
         rule = rules.get(name, {"key": ALWAYS})
-        neutral = rule["key"] == CHANGED and value == rule["neutral"]
+        later = rule["key"] == CHANGED or values.get("name") in rule.get("later_in", ())
+        neutral = later and value == rule["neutral"]
         if rule["key"] != NEVER and not neutral:
             kept[name] = value
     return kept

@@ -31,9 +31,17 @@ CHANGED = "changed"  # stands in it where it is not at its neutral value: so a s
 NEVER = "never"  # says where or how, and changes no result
 
 
-def setting(default: Any, words: str, key: str = CHANGED, neutral: Any = MISSING) -> Any:
-    """Make a field of a dataclass of settings. neutral: what older records mean that lack it, where not the default."""
-    metadata = {"help": words, "key": key, "neutral": default if neutral is MISSING else neutral}
+def setting(
+    default: Any, words: str, key: str = CHANGED, neutral: Any = MISSING, later_in: tuple[str, ...] = ()
+) -> Any:
+    """Make a field of a dataclass of settings.
+
+    neutral: what older records mean that lack it, where not the default. later_in: names of data sets whose first
+    records lack a setting that is ALWAYS in the key of others; with them it is there where it is CHANGED.
+    """
+    metadata = {
+        "help": words, "key": key, "neutral": default if neutral is MISSING else neutral, "later_in": later_in
+    }  # fmt: skip
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -213,7 +221,9 @@ class Data:
     eval_batch_size: int = setting(500, "images of evaluation at once", NEVER)
     n_train: int | None = setting(None, "that many training images, spread over the classes; null for all", ALWAYS)
     n_eval: int | None = setting(None, "the same of the images to evaluate on")
-    holdout: float = setting(0.0, "evaluate on this share of the training images instead", ALWAYS)
+    holdout: float = setting(
+        0.0, "evaluate on this share of the training images instead", ALWAYS, later_in=("patterns",)
+    )
     randaugment: int | None = setting(None, "magnitude of RandAugment out of 30; null for none")
     interpolation: str | None = setting(None, "of resizing in evaluation: bilinear or bicubic", neutral="bicubic")
     fingerprint: str | None = setting(None, "digest of a folder of images; made by the run itself")

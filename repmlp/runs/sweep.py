@@ -39,6 +39,11 @@ class SweepReport(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         # Another sweeper than Hydra's own (Optuna's, say) draws its runs one by one: nobody knows them beforehand.
         basic = config.hydra.sweeper._target_.endswith("BasicSweeper")
+        if not basic and not config.get("data", {}).get("holdout"):
+            sys.exit(
+                "error: a sweeper that searches would choose by the images that results are reported on: "
+                "use data.holdout=0.1, a tenth of the training images to choose by"
+            )
         rows = sweep_rows(config.hydra.sweeper.params, list(config.hydra.overrides.task)) if basic else None
         start_plan(Path(config.hydra.sweep.dir), rows)
 
