@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from repmlp.layers import LocalPerceptron
+from repmlp.sizes import height_width
 
 
 def dtype_of(model: nn.Module) -> torch.dtype:
@@ -58,7 +59,7 @@ def count_macs(model: nn.Module, img_size: int | tuple[int, int], in_chans: int 
 
     Raises ValueError for a network that takes images of another size only.
     """
-    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+    height, width = height_width(img_size)
     model = copy.deepcopy(model).to("meta").eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         try:

@@ -27,6 +27,7 @@ from repmlp.cost import dtype_of
 from repmlp.models.repmlp_pure import PureMLP
 from repmlp.models.repmlp_resnet import RepMLPResNet
 from repmlp.models.repmlpnet import RepMLPNet
+from repmlp.sizes import height_width
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -93,7 +94,7 @@ def to_exported_program(model: nn.Module, img_size: int | tuple[int, int], in_ch
     """
     if model.training:
         raise ValueError("the model is in training mode: call model.eval() before exporting it")
-    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+    height, width = height_width(img_size)
     device = next(model.parameters()).device
     # two: a batch of one would be taken for a constant
     images = torch.zeros(2, in_chans, height, width, device=device, dtype=dtype_of(model))

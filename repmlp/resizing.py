@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +18,7 @@ from repmlp.branches import parse_all
 from repmlp.injection import InjectedLinear, inject_locality, merge_locality
 from repmlp.layers import SetSharingFC
 from repmlp.models.repmlpnet import RepMLPNet
+from repmlp.sizes import height_width
 
 
 def resize(model: nn.Module, img_size: int | tuple[int, int]) -> nn.Module:
@@ -50,8 +50,8 @@ def resize(model: nn.Module, img_size: int | tuple[int, int]) -> nn.Module:
     stages, strides = _stages(model)
     if not any(stages):
         raise ValueError(f"this {type(model).__name__} has no set-sharing FCs, so there is nothing to resize")
-    sides = tuple(img_size) if isinstance(img_size, Sequence) else (img_size, img_size)
-    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 and side % strides[-1] == 0 for side in sides):
+    sides = height_width(img_size)
+    if any(side < 1 or side % strides[-1] for side in sides):
         raise ValueError(
             f"img_size={img_size!r}: use a number of pixels or (height, width), "
             f"multiples of {strides[-1]}, the stride of the last map"

@@ -23,6 +23,7 @@ from torch import nn
 from repmlp.branches import BranchSpec
 from repmlp.injection import inject_locality
 from repmlp.resmlp_key_names import convert_resmlp
+from repmlp.sizes import height_width
 
 RESMLP = {"block_layer": mlp_mixer.ResBlock, "mlp_ratio": 4, "norm_layer": mlp_mixer.Affine}
 GMLP = {"block_layer": mlp_mixer.SpatialGatingBlock, "mlp_ratio": 6, "mlp_layer": GatedMlp}
@@ -64,7 +65,7 @@ def build_resmlp(
     Input (N, in_chans, height, width), output (N, num_classes).
     Raises ValueError where the image is no whole number of patches, and as inject_locality does.
     """
-    if any(side % patch_size for side in ((img_size,) if isinstance(img_size, int) else img_size)):
+    if any(side % patch_size for side in height_width(img_size)):
         raise ValueError(f"img_size={img_size} is no multiple of patch_size={patch_size}")
     with torch.random.fork_rng([]):  # the values that timm draws are drawn anew
         net = MlpMixer(

@@ -18,6 +18,7 @@ from repmlp.branches import BranchSpec
 from repmlp.layers import batch_norm_stats, check_parameters, set_parameter
 from repmlp.reparam import fuse_bn
 from repmlp.repmlp_block import GroupLocalPerceptron, RepMLP, check_partition_kernels
+from repmlp.sizes import height_width
 
 SPATIAL = ("repmlp", "fc3_conv", "conv")
 
@@ -132,7 +133,7 @@ class PureMLP(nn.Module):
         super().__init__()
         if spatial not in SPATIAL:
             raise ValueError(f"spatial={spatial!r}: use one of {', '.join(SPATIAL)}")
-        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+        height, width = height_width(img_size)
         halvings = 2 ** (len(channels) - 1)
         if min(height, width) < 1 or height % halvings or width % halvings:
             raise ValueError(

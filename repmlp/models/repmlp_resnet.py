@@ -27,6 +27,7 @@ from repmlp.folding import fold_batch_norms
 from repmlp.key_names import unwrap
 from repmlp.older_key_names import convert_older
 from repmlp.repmlp_block import RepMLP
+from repmlp.sizes import height_width
 
 STAGES = {"c2": "layer1", "c3": "layer2", "c4": "layer3", "c5": "layer4"}
 # r of the paper's networks, by stage: the RepMLP of a Bottleneck has mid/r channels
@@ -258,7 +259,7 @@ class RepMLPResNet(ResNet):
         **resnet: Any,
     ):
         super().__init__(Bottleneck, layers, zero_init_last=zero_init_last, **resnet)
-        self.img_size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+        self.img_size = height_width(img_size)
         insert(
             self,
             img_size,
@@ -317,13 +318,13 @@ def resize_partitions(
                 changed = {"fresh": fresh, "removed": removed}.get(change, [])
                 changed.append(f"{layer}.{name}.global_perceptron")
     if isinstance(model, RepMLPResNet):
-        model.img_size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+        model.img_size = height_width(img_size)
     return Resized(model, fresh, removed)
 
 
 def map_sizes(model: ResNet, img_size: int | tuple[int, int]) -> dict[str, tuple[int, int]]:
     """Return (H, W) of the maps of every stage for images of a size: "c2" to "c5"."""
-    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+    height, width = height_width(img_size)
     strides = {info["module"]: info["reduction"] for info in model.feature_info}
     # every convolution with a stride rounds up
     return {stage: (-(-height // strides[name]), -(-width // strides[name])) for stage, name in STAGES.items()}

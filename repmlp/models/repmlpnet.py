@@ -25,6 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from repmlp.branches import BranchSpec
 from repmlp.key_names import convert, is_foreign
 from repmlp.layers import RepMLPBlock
+from repmlp.sizes import height_width
 from repmlp.tracing import channels_last, readable
 
 torch.fx.wrap("channels_last")  # torch.fx looks in the module that calls it
@@ -169,7 +170,7 @@ class RepMLPNet(nn.Module):
                 f"channels={list(channels)}, blocks={list(blocks)} and share_sets={list(share_sets)} "
                 "need one number a stage"
             )
-        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+        height, width = height_width(img_size)
         smallest = stem_stride * 2 ** (len(channels) - 1)
         if height % smallest or width % smallest or min(height, width) < 1:
             raise ValueError(f"img_size={img_size} is no multiple of {smallest}, the stride of the last stage")
