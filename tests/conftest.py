@@ -16,6 +16,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny nets: more threads only wait for each other
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -27,6 +28,8 @@ from torch import nn
 from repmlp.runs.launch import register_settings
 
 register_settings()
+hypothesis.settings.register_profile("busy", deadline=None)  # how long an example takes is the machine's matter
+hypothesis.settings.load_profile("busy")
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 800  # seconds a command may take: minutes of patience for a machine that does other work
 TINY = [

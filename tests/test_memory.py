@@ -12,7 +12,7 @@ from repmlp.training.memory import freed_memory_kept
 
 # In a process of its own: in an old heap, holes that were never touched before are used again
 MEASURE = """
-import json, pathlib, resource, torch
+import json, pathlib, resource, lightning, timm, torch  # as a run has them: a bare heap has other holes
 from repmlp.training.memory import freed_memory_kept
 
 def page_faults():
@@ -27,7 +27,8 @@ def resident():
 page_faults()
 start, found = resident(), {}
 with freed_memory_kept():
-    page_faults()
+    for _ in range(4):  # small blocks that stay may cut the first holes in two
+        page_faults()
     found["faults within"], found["MiB within"] = page_faults(), resident() - start
 found["MiB after"], found["faults after"] = resident() - start, page_faults()
 try:
