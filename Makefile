@@ -1,5 +1,6 @@
 # make setup   virtual environment in .venv with everything the project needs
 # make test    set up, run the tests
+# make check   set up, lint, run those tests that train nothing and draw little: under a minute
 # make demo    set up, compare a 3x3 branch with none and with its control on the embedded data set; table, heatmap, explorer
 # make docs    set up, make the guide and the reference as a site: site/index.html
 # make package set up, build and check what a package index takes: dist/
@@ -8,7 +9,9 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 WORKERS := --numprocesses auto --maxprocesses 8 --dist worksteal
 
-.PHONY: setup test demo lint docs package lock clean
+QUICK := branches compare correlation injection layers mixers packaging provenance pure_mlp rand_augment \
+	reparam repmlp_block sizes table_parts
+.PHONY: setup test check demo lint docs package lock clean
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml requirements.lock
@@ -19,6 +22,9 @@ $(VENV)/.ready: pyproject.toml requirements.lock
 
 test: setup
 	$(RUN) -m pytest $(WORKERS)
+
+check: lint
+	$(RUN) -m pytest $(WORKERS) $(QUICK:%=tests/test_%.py)
 
 demo: setup
 	$(RUN) experiments/ablate.py +sweep=demo hydra/launcher=joblib hydra.launcher.n_jobs=2 trainer.threads=1
