@@ -304,7 +304,8 @@ def test_meta_tensors():
 
 @pytest.mark.parametrize("img_size", [30, 0, -4, (32, 30), (32, 32, 32), 32.0, "32"])
 def test_bad_sizes_are_named(img_size):
-    with pytest.raises(ValueError, match="multiples of 4, the stride of the last map|use a whole number of pixels") as raised:
+    words = "multiples of 4, the stride of the last map|use a whole number of pixels"
+    with pytest.raises(ValueError, match=words) as raised:
         resize(build_model(NET), img_size)
     assert repr(img_size) in str(raised.value)
 
