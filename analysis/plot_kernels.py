@@ -23,6 +23,7 @@ from explorer.collect import layer_title, spatial_layers
 from options import ROOT, Parser
 from plots.kernels import DATA, draw, network_words, view
 
+from repmlp.branches import parse_all
 from repmlp.checkpoints import Checkpoint, open_checkpoint
 from repmlp.locality import network_profiles, uniform_profile
 from repmlp.runs.record import load_records, record_path
@@ -65,12 +66,16 @@ the cells that its branches see from there (blue), and the strongest points outs
 
 
 def find_checkpoint(study: str, results: Path, outputs: Path) -> Path:
-    """Return the weights of the study's finished run with the most branches (a RepMLPNet where there is one)."""
+    """Return the weights of the study's finished run with the most branches, no control where there is another.
+
+    Of a RepMLPNet where there is one.
+    """
     records = load_records(results, study)
     candidates = [
         (
             r["model"].startswith("repmlpnet"),
             len(r["kernels"]),
+            not any(branch.shuffled for branch in parse_all(r["kernels"])),
             -r["seed"],
             outputs / study / r["key"] / "model.safetensors",
         )

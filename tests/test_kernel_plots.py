@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import randomise_norms
-from plot_kernels import data_words
+from plot_kernels import data_words, find_checkpoint
 from plots import kernels
 
 from repmlp import SetSharingFC
 from repmlp.repmlp_block import PartitionPerceptron
-from repmlp.runs.record import record_path
+from repmlp.runs.record import MEASURED, REQUIRED, record_path, write_json
 
 DENSE = randomise_norms(SetSharingFC((5, 6), 2, (1, 3))).eval()
 GROUPED = randomise_norms(PartitionPerceptron(4, 6, (5, 6), 2, (1, 3))).eval()
@@ -74,3 +74,18 @@ def test_networks_and_data_are_named_as_people_do(tmp_path):
     assert data_words({"study": "s", "key": "k", "num_classes": "100"}, tmp_path) == "CIFAR-100"
     assert data_words({"study": "s", "key": "gone", "num_classes": "100"}, tmp_path) == "100 classes"
     assert data_words({}, tmp_path) == ""
+
+
+def test_a_study_shows_the_branch_rather_than_its_control(tmp_path):
+    """Of as many branches, those on the map itself; more of them before that."""
+    record = dict.fromkeys(REQUIRED | MEASURED["classification"], 0) | {"model": "repmlpnet_tiny", "study": "s"}
+    for number, branches in enumerate(([], ["3s"], [3], [1, "3s"], [1, 3])):
+        key = f"{number:012d}"
+        path = record_path(tmp_path / "results", "s", key)
+        write_json(path, {**record, "kernels": branches})
+        weights = tmp_path / "outputs/s" / key / "model.safetensors"
+        weights.parent.mkdir(parents=True)
+        weights.touch()
+        best = 3 if number == 3 else max(n for n in (0, 1, 2, 4) if n <= number)
+        found = find_checkpoint("s", tmp_path / "results", tmp_path / "outputs")
+        assert found.parent.name == f"{best:012d}"
