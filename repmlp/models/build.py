@@ -29,6 +29,7 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "timm": build_timm,
     "upernet": build_upernet,
 }
+PIXELS = ("pspnet", "upernet")  # those that tell the classes of pixels, not of whole images
 
 
 def build_model(config: Mapping[str, Any], num_classes: int = 100, inference_mode: bool = False) -> nn.Module:

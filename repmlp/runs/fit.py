@@ -61,7 +61,7 @@ def train(settings: Run, folder: Path, path: Path, deadline: float | None, state
     counts = {
         "params": count_params(net),
         "params_paper_rule": count_params_paper(net),
-        "macs": count_macs(net, task.image_size(data)),
+        "macs": count_macs(net, task.image_size(settings, data)),
     }
     train_loader, val_loader = data.train_dataloader(), data.val_dataloader()
     trainer.log_every_n_steps = len(train_loader)
