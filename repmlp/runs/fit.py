@@ -99,7 +99,8 @@ def train(settings: Run, folder: Path, path: Path, deadline: float | None, state
         "config": config,
         "curve": history.curve,
     }
-    images = TrainedOn(config["data"], getattr(data.info, "class_names", ()), data.info.mean, data.info.std)
+    window = config["recipe"].get("window") or ()
+    images = TrainedOn(config["data"], getattr(data.info, "class_names", ()), data.info.mean, data.info.std, window)
     extra = {"key": path.stem, "study": settings.study, **images.to_metadata()}
     model = settings.model if settings.recipe.merge_after is None else {**settings.model, "kernels": []}
     save_model(folder / "model.safetensors", net.cpu(), model, extra)
