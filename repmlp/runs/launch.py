@@ -24,11 +24,13 @@ from repmlp.runs.settings import Recipe, Run, SegmentationRecipe, unknown
 from repmlp.runs.sweep import (
     deadline_of,
     differing,
+    ended_without_a_word,
     enough_time,
     note_outcome,
     outcome_line,
     plan_of,
     progress_line,
+    summary_so_far,
 )
 
 if TYPE_CHECKING:
@@ -230,6 +232,14 @@ def run_command(main: Callable[[], None], repository: Path) -> None:
         if wanted_traceback:
             raise
         sys.exit(f"error: {message_of(error)}")
+    except Exception as error:
+        if wanted_traceback or not ended_without_a_word(error):
+            raise
+        summary_so_far()
+        sys.exit(
+            "error: the process of a run was ended from outside (by a time limit, the limit of its memory, a signal): "
+            f"the same command goes on from its last epoch ({type(error).__name__}: {str(error).splitlines()[0]})"
+        )
     except KeyboardInterrupt:
         if first_process():
             print("interrupted: the same command goes on from here", file=sys.stderr)
