@@ -180,8 +180,8 @@ def make_trainer(settings: Run, folder: Path, commit: str | None, deadline: floa
         num_sanity_val_steps=0,
         logger=logger,
         callbacks=[*callbacks, history],
-        # Lightning's own way to be requeued by Slurm would write into the folder that one stands in, where each later run
-        # would go on from it. A run goes on from its own last epoch, whoever gives the command again.
+        # Lightning's own way to be requeued by Slurm would write into the folder that one stands in, where each later
+        # run would go on from it. A run goes on from its own last epoch, whoever gives the command again.
         default_root_dir=folder,
         plugins=[SLURMEnvironment(auto_requeue=False)] if _by_slurm() else [],
         enable_progress_bar=bar,
