@@ -61,7 +61,7 @@ def train(settings: Run, folder: Path, path: Path, deadline: float | None, state
     counts = {
         "params": count_params(net),
         "params_paper_rule": count_params_paper(net),
-        "macs": count_macs(net, task.image_size(data)),
+        "macs": count_macs(net, task.image_size(settings, data)),
     }
     train_loader, val_loader = data.train_dataloader(), data.val_dataloader()
     trainer.log_every_n_steps = len(train_loader)
@@ -99,7 +99,8 @@ def train(settings: Run, folder: Path, path: Path, deadline: float | None, state
         "config": config,
         "curve": history.curve,
     }
-    images = TrainedOn(config["data"], getattr(data.info, "class_names", ()), data.info.mean, data.info.std)
+    window = config["recipe"].get("window") or ()
+    images = TrainedOn(config["data"], getattr(data.info, "class_names", ()), data.info.mean, data.info.std, window)
     extra = {"key": path.stem, "study": settings.study, **images.to_metadata()}
     model = settings.model if settings.recipe.merge_after is None else {**settings.model, "kernels": []}
     save_model(folder / "model.safetensors", net.cpu(), model, extra)
