@@ -22,6 +22,7 @@ from torch import Tensor
 from repmlp import branches
 from repmlp.checkpoints import check_state_dict, save_model
 from repmlp.cost import count_macs, count_params, count_params_paper
+from repmlp.layers import branches_by
 from repmlp.locality import network_profiles
 from repmlp.runs.outcome import first_process, one_line
 from repmlp.runs.provenance import device_name, processor, versions
@@ -50,7 +51,7 @@ def train(settings: Run, folder: Path, path: Path, deadline: float | None, state
     L.seed_everything(settings.seed, verbose=False)
     data = task.build_data(settings)
     data.prepare_data()
-    net = task.build_net(settings, data)
+    net = branches_by(task.build_net(settings, data), options.branches)
     trainer, history = make_trainer(settings, folder, state["commit"], deadline)
     if settings.recipe.merge_after is not None:
         first = round(settings.recipe.merge_after * settings.recipe.epochs)

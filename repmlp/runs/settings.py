@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field
 from typing import Any
 
-from repmlp.branches import parse_all
+from repmlp.branches import WAYS, parse_all
 from repmlp.runs import contrasts
 
 PRECISIONS = ("32-true", "bf16-mixed")
@@ -182,6 +182,7 @@ class Trainer:
     sync_batchnorm: bool = setting(False, "false: batch norm sees the share of its own device, as in the paper", NEVER)
     precision: str = setting("32-true", "bf16-mixed for bfloat16 autocast (part of a run's key)", NEVER)
     compile: Any = setting(False, "true: torch.compile; reduce-overhead, max-autotune: with CUDA graphs", NEVER)
+    branches: str = setting("channels", "how depth-wise branches are computed: channels, sets or matrix", NEVER)
     threads: int | None = setting(None, "CPU threads, null for torch's choice", NEVER)
     eval_every: int = setting(1, "epochs between two evaluations; the last epoch is what is reported", NEVER)
     checkpoint_every: int = setting(1, "epochs between two checkpoints", NEVER)
@@ -203,6 +204,7 @@ class Trainer:
         one_of("trainer.strategy", self.strategy, STRATEGIES)
         one_of("trainer.precision", self.precision, PRECISIONS)
         one_of("trainer.compile", self.compile, COMPILE)
+        one_of("trainer.branches", self.branches, WAYS)
 
     @property
     def processes(self) -> int:
