@@ -15,7 +15,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
@@ -30,7 +30,7 @@ from repmlp.runs.record import published, reached, set_aside, write_record
 from repmlp.runs.settings import BadSetting, Run
 from repmlp.runs.tasks import TASKS
 from repmlp.training.base import RecipeModule
-from repmlp.training.callbacks import AveragedWeights, Deadline, EvaluationUncompiled, KernelImages
+from repmlp.training.callbacks import AveragedWeights, Checkpoints, Deadline, EvaluationUncompiled, KernelImages
 from repmlp.training.history import History, kept_in
 from repmlp.training.memory import freed_memory_kept
 from repmlp.training.merging import BATCHES, MergeMidway, drop_branches
@@ -154,14 +154,7 @@ def make_trainer(settings: Run, folder: Path, commit: str | None, deadline: floa
     bar = sys.stderr.isatty() if options.progress_bar is None else options.progress_bar
     history = History(folder, commit, show=not bar)
     callbacks: list[L.Callback] = [
-        ModelCheckpoint(
-            dirpath=folder,
-            filename="last",
-            monitor=None,
-            every_n_epochs=options.checkpoint_every,
-            save_on_train_epoch_end=True,
-            enable_version_counter=False,
-        ),
+        Checkpoints(folder, options.checkpoint_every),
         KernelImages(options.kernel_image_every),
     ]
     if bar:

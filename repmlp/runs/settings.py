@@ -185,7 +185,9 @@ class Trainer:
     branches: str = setting("channels", "how depth-wise branches are computed: channels, sets or matrix", NEVER)
     threads: int | None = setting(None, "CPU threads, null for torch's choice", NEVER)
     eval_every: int = setting(1, "epochs between two evaluations; the last epoch is what is reported", NEVER)
-    checkpoint_every: int = setting(1, "epochs between two checkpoints", NEVER)
+    checkpoint_every: int | None = setting(
+        None, "epochs between two checkpoints; null: as often as takes two percent of the time", NEVER
+    )
     kernel_image_every: int = setting(10, "epochs between two kernel pictures in TensorBoard, 0 for none", NEVER)
     progress_bar: bool | None = setting(None, "null: a bar on a terminal, a line an epoch elsewhere", NEVER)
     minutes: float | None = setting(
@@ -194,11 +196,12 @@ class Trainer:
 
     def __post_init__(self) -> None:
         one_of("trainer.accelerator", self.accelerator, ACCELERATORS)
-        for name in ("devices", "num_nodes", "eval_every", "checkpoint_every"):
+        for name in ("devices", "num_nodes", "eval_every"):
             whole(f"trainer.{name}", getattr(self, name), 1)
         whole("trainer.kernel_image_every", self.kernel_image_every)
-        if self.threads is not None:
-            whole("trainer.threads", self.threads, 1)
+        for name in ("threads", "checkpoint_every"):
+            if getattr(self, name) is not None:
+                whole(f"trainer.{name}", getattr(self, name), 1)
         if self.minutes is not None:
             real("trainer.minutes", self.minutes, above=True)
         one_of("trainer.strategy", self.strategy, STRATEGIES)
