@@ -10,7 +10,7 @@ RUN := $(VENV)/bin/python
 WORKERS := --numprocesses auto --maxprocesses 8 --dist worksteal
 
 QUICK := branches compare correlation injection layers mixers packaging provenance pure_mlp rand_augment \
-	reparam repmlp_block sizes table_parts
+	reparam repmlp_block sizes table_parts trained_on
 .PHONY: setup test check demo lint docs package lock clean
 setup: $(VENV)/.ready
 

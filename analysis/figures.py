@@ -10,6 +10,13 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
+MARKERS = "os^DvP*X"  # told apart without colours
+
+
+def style_of(number: int) -> tuple[str, str]:
+    """Return colour and marker of the n-th line of a figure."""
+    return f"C{number % 10}", MARKERS[number % len(MARKERS)]
+
 
 def save(figure: Figure, stem: Path, pdf: bool = False) -> list[Path]:
     """Write STEM.png, and STEM.pdf without a date where asked, and close the figure."""

@@ -24,6 +24,19 @@ def of_images(runs: pd.DataFrame) -> float:
     return 100 * (p * (1 - p) / runs["n_eval"].iloc[0]) ** 0.5
 
 
+def error_of_difference(cell: pd.DataFrame, other: pd.DataFrame) -> float:
+    """Return the standard error of the difference of two cells' mean top-1, in points; of the images where n is 1.
+
+    Over seeds, paired where both cells have the same ones: order and augmentation are the seed's.
+    """
+    if min(len(cell), len(other)) == 1:
+        return sum(of_images(each) ** 2 for each in (cell, other)) ** 0.5
+    ours, theirs = (each.set_index("seed")["top1_pct"] for each in (cell, other))
+    if set(ours.index) == set(theirs.index):
+        return float((ours - theirs).std() / len(ours) ** 0.5)
+    return (standard_error(cell) ** 2 + standard_error(other) ** 2) ** 0.5
+
+
 def differing_settings(records: pd.DataFrame) -> pd.DataFrame:
     """Return the settings in which runs differ, the seed aside: a row a record, a column a setting by its dotted name.
 

@@ -14,8 +14,6 @@ Relative paths are taken from where you stand. Nothing is written but the JSON f
 from __future__ import annotations
 
 import copy
-import json
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -30,6 +28,7 @@ from torch import Tensor, nn
 
 from repmlp import deploy
 from repmlp.checkpoints import open_checkpoint
+from repmlp.compare import Comparer
 from repmlp.data import build_data
 from repmlp.export import (
     Quantised,
@@ -41,12 +40,14 @@ from repmlp.export import (
     to_onnx,
 )
 from repmlp.int8 import quantize_dynamic
-from repmlp.models.build import check_num_classes
+from repmlp.models.build import check_num_classes, check_whole_images
 from repmlp.runs.key import PATHS
 from repmlp.runs.launch import device_of, mistakes_in_one_line, place, run_command
 from repmlp.runs.progress import told
 from repmlp.runs.provenance import device_name, processor, versions
 from repmlp.runs.record import write_json
+from repmlp.runs.settings import whole
+from repmlp.trained_on import TrainedOn
 from repmlp.training.classifier import tops
 from repmlp.training.merge_check import compare_merged
 from repmlp.training.recalls import Recalls, uneven
@@ -80,22 +81,19 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
         torch.set_num_threads(config.threads)
     device = device_of(config.device)
     net, network, metadata = open_checkpoint(place(config.checkpoint))
-    if network["arch"] in ("upernet", "pspnet"):
-        raise ValueError(
-            f"{config.checkpoint} labels pixels: its record has mIoU before and after merging, and "
-            "experiments/borders.py measures it further"
-        )
+    check_whole_images(config.checkpoint, network)
+    trained = TrainedOn.from_metadata(metadata)
     if config.model.img_size is None:
         height, width = image_size(net, network)
         config.model.img_size = height if height == width else None
     settings = OmegaConf.to_container(config.data, resolve=True)
-    check_data(config.checkpoint, metadata, settings["name"])
+    check_data(config.checkpoint, trained, settings["name"])
     data = build_data(settings, batch_size=1, seed=0, evaluation_only=True)
     data.prepare_data()
-    check_classes(config.checkpoint, metadata, data.info.class_names)
+    check_classes(config.checkpoint, trained, data.info.class_names)
     check_num_classes(config.checkpoint, net, settings["name"], data.info.num_classes)
     data.setup()
-    check_classes(config.checkpoint, metadata, data.info.class_names)  # some are known only now
+    check_classes(config.checkpoint, trained, data.info.class_names)  # some are known only now
     n, num_classes = data.n_images[1], data.info.num_classes
 
     wanted = "int8" in config.precisions and config.calibration_images is not None
@@ -107,10 +105,15 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
         others[f"{Path(config.onnx).name}, ONNX Runtime"] = partial(run_onnx, session)
     recalls = Recalls(num_classes, data.info.class_names)
     merged, metrics = compare_merged(
-        net.to(device), told(data.whole_evaluation(), n, _say), num_classes, data.info.parts, watch=recalls.update
+        net.to(device), told(data.whole_evaluation(), n), num_classes, data.info.parts, watch=recalls.update
     )
-    rows = [_row("as trained, float32", metrics, "", metrics["merge_disagreements"])]
-    rows.append(_row("merged, float32", metrics, "_merged", 0))
+    rows = [
+        _row(name, {k: metrics[f"top{k}{suffix}_pct"] for k in tops(num_classes)}, disagreements)
+        for name, suffix, disagreements in (
+            ("as trained, float32", "", metrics["merge_disagreements"]),
+            ("merged, float32", "_merged", 0),
+        )
+    ]
     quantised = None
     if "int8" in config.precisions:
         session, form, quantised = _int8(merged, data.info.img_size, calibration, config.threads)
@@ -119,7 +122,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
         half = copy.deepcopy(merged).to(torch.bfloat16)
         others = {"merged, bf16": lambda images: half(images.to(torch.bfloat16)), **others}
     if others:
-        rows += score(merged, others, told(data.whole_evaluation(), n, _say))
+        rows += score(merged, others, told(data.whole_evaluation(), n))
     for row in rows:
         row["drop_points"] = round(rows[1]["top1_pct"] - row["top1_pct"], 4) + 0.0  # no -0.0
     packages = ["torch", "timm", *(["onnx", "onnxruntime"] if quantised or config.onnx else [])]
@@ -140,22 +143,18 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     }
 
 
-def check_data(checkpoint: str, metadata: Mapping[str, str], name: str) -> None:
+def check_data(checkpoint: str, trained: TrainedOn, name: str) -> None:
     """Raise ValueError where a checkpoint says that it was trained on another data set than `name`."""
-    trained = json.loads(metadata.get("data", "{}")).get("name", name)
-    if trained != name:
-        raise ValueError(
-            f"{checkpoint} was trained on data={trained}, and would be measured on {name}: say data={trained}"
-        )
+    own = trained.data.get("name", name)
+    if own != name:
+        raise ValueError(f"{checkpoint} was trained on data={own}, and would be measured on {name}: say data={own}")
 
 
-def check_classes(checkpoint: str, metadata: Mapping[str, str], names: Sequence[str]) -> None:
+def check_classes(checkpoint: str, trained: TrainedOn, names: Sequence[str]) -> None:
     """Raise ValueError where a checkpoint's classes have other names than those of the images."""
-    trained = json.loads(metadata.get("classes", "[]"))
-    if trained and names and list(names) != trained:
-        first, other = next(
-            ((a, b) for a, b in zip(trained, names, strict=False) if a != b), (len(trained), len(names))
-        )
+    own = trained.class_names
+    if own and names and tuple(names) != own:
+        first, other = next(((a, b) for a, b in zip(own, names, strict=False) if a != b), (len(own), len(names)))
         raise ValueError(f"{checkpoint} was trained on other classes: {first!r} there, {other!r} in the images")
 
 
@@ -165,26 +164,23 @@ def score(
 ) -> list[dict[str, Any]]:
     """Run other forms of the merged network beside it, all on each batch in turn; returns a row for each form."""
     device = next(merged.parameters()).device
-    hits = {name: torch.zeros(3, dtype=torch.long) for name in others}  # top-1, top-5, disagreements
+    hits = {name: dict.fromkeys((1, 5), 0) for name in others}
+    comparers = {name: Comparer() for name in others}
     n = 0
     for images, labels in loader:
         images, labels = images.to(device), labels.cpu()
-        guess = merged(images).argmax(1).cpu()
+        expected = merged(images).cpu()
         n += len(labels)
         for name, run in others.items():
             logits = run(images).float().cpu()
-            # (B, K) -> (B, 5), or all K where there are fewer
-            best = logits.topk(min(5, logits.shape[1])).indices
-            first, five = best[:, 0] == labels, (best == labels[:, None]).any(1)
-            hits[name] += torch.stack([first.sum(), five.sum(), (best[:, 0] != guess).sum()])
-    rows = []
-    for name, counts in hits.items():
-        top1, top5, differ = counts.tolist()
-        row = {"network": name, "top1_pct": 100 * top1 / n, "top5_pct": 100 * top5 / n, "disagreements": differ}
-        if tops(logits.shape[1]) == (1,):
-            del row["top5_pct"]
-        rows.append(row)
-    return rows
+            for k in tops(logits.shape[1]):
+                # (B, K) -> (B, k)
+                hits[name][k] += int((logits.topk(k).indices == labels[:, None]).sum())
+            comparers[name].update(expected, logits)
+    return [
+        _row(name, {k: 100 * hits[name][k] / n for k in tops(logits.shape[1])}, comparers[name].result().changed)
+        for name in others
+    ]
 
 
 def table(results: Mapping[str, Any]) -> str:
@@ -192,8 +188,7 @@ def table(results: Mapping[str, Any]) -> str:
     rows = [
         {
             "network": row["network"],
-            "top-1 %": f"{row['top1_pct']:.2f}",
-            **({"top-5 %": f"{row['top5_pct']:.2f}"} if "top5_pct" in row else {}),
+            **{f"top-{k} %": f"{row[f'top{k}_pct']:.2f}" for k in (1, 5) if f"top{k}_pct" in row},
             "drop": f"{row['drop_points']:.2f}",
             "disagreements": row["disagreements"],
         }
@@ -242,14 +237,13 @@ def recall_lines(classes: Sequence[Mapping[str, Any]], balanced: float) -> list[
     ]
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)
-
-
-def _row(name: str, metrics: Mapping[str, float], suffix: str, disagreements: int) -> dict[str, Any]:
-    found = {f"top{k}_pct": metrics.get(f"top{k}{suffix}_pct") for k in (1, 5)}
-    top = {name: value for name, value in found.items() if value is not None}
-    return {"network": name, **top, "disagreements": disagreements}
+def _row(name: str, accuracies: Mapping[int, float], disagreements: int) -> dict[str, Any]:
+    """Return a row of the results; accuracies: top-k in percent, by k."""
+    return {
+        "network": name,
+        **{f"top{k}_pct": value for k, value in accuracies.items()},
+        "disagreements": disagreements,
+    }
 
 
 def _int8(
@@ -285,10 +279,8 @@ def _check(config: DictConfig) -> None:
             raise ValueError(f"precisions={chosen}: {precision!r} is none of {', '.join(PRECISIONS)}")
     for name in ("threads", "calibration_images"):
         value = config[name]
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}={value!r}: use a whole number, 1 or more")
+        if value is not None:
+            whole(name, value, 1)
 
 
 def _check_onnx(session: InferenceSession, name: str, num_classes: int, img_size: int) -> None:

@@ -12,25 +12,26 @@ and left out, and makes the exit status 1. A file of the same name is replaced o
 from __future__ import annotations
 
 import csv
-import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import hydra
 import torch
 from omegaconf import DictConfig
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 
 from repmlp.checkpoints import open_checkpoint
 from repmlp.data.files import images_below, read_rgb
+from repmlp.data.imagenet import eval_transform
 from repmlp.export import image_size
-from repmlp.models.build import merged_copy
+from repmlp.models.build import check_whole_images, merged_copy
 from repmlp.runs.launch import device_of, mistakes_in_one_line, place, run_command
-from repmlp.runs.progress import told
+from repmlp.runs.progress import to_stderr, told
+from repmlp.runs.settings import whole
+from repmlp.trained_on import TrainedOn
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="predict")
@@ -52,12 +53,13 @@ def predict(config: DictConfig) -> list[Path]:
     folder, files = images_of(config.images)
     out = place(config.out)
     model, settings, metadata = open_checkpoint(place(config.checkpoint))
-    if not hasattr(model, "num_classes") or settings["arch"] in ("upernet", "pspnet"):
-        raise ValueError(f"{config.checkpoint} labels pixels: this command tells classes of whole images")
+    check_whole_images(config.checkpoint, settings)
+    trained = TrainedOn.from_metadata(metadata)
     device = device_of(config.device)
     model = (merged_copy(model) if config.merged else model).to(device).eval()
-    names = json.loads(metadata.get("classes", "[]")) or [str(number) for number in range(model.num_classes)]
-    transform = transform_of(metadata, image_size(model, settings))
+    names = trained.class_names or [str(number) for number in range(model.num_classes)]
+    interpolation = trained.data.get("interpolation") or "bilinear"
+    transform = eval_transform(image_size(model, settings), interpolation, trained.mean, trained.std)
 
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.partial")  # a file of the same name is there until the new one has rows
@@ -68,7 +70,7 @@ def predict(config: DictConfig) -> list[Path]:
             writer = csv.writer(file)
             writer.writerow(["image", "class", "probability", *(f"p({name})" for name in names)])
             read = batches(folder, files, transform, config.batch_size, unreadable)
-            for paths, images in told(read, len(files), say):
+            for paths, images in told(read, len(files)):
                 if paths:
                     for path, probabilities in zip(paths, model(images.to(device)).softmax(dim=1).cpu(), strict=True):
                         best = int(probabilities.argmax())
@@ -94,8 +96,7 @@ def check(config: DictConfig) -> None:
             raise ValueError(f"which {name}? pass {name}={'FILE' if name == 'checkpoint' else 'FOLDER'}")
     if not isinstance(config.merged, bool):
         raise ValueError(f"merged={config.merged!r}: use true or false")
-    if isinstance(config.batch_size, bool) or not isinstance(config.batch_size, int) or config.batch_size < 1:
-        raise ValueError(f"batch_size={config.batch_size!r}: use a whole number, 1 or more")
+    whole("batch_size", config.batch_size, 1)
     out = place(config.out or "")
     if out.is_dir() or out.suffix.lower() != ".csv":  # so that no image or checkpoint is ever replaced
         raise ValueError(f"out={config.out}: name a file that ends in .csv")
@@ -117,22 +118,6 @@ def images_of(given: str) -> tuple[Path, list[Path]]:
     return where, files
 
 
-def transform_of(metadata: Mapping[str, str], size: tuple[int, int]) -> v2.Transform:
-    """Return what brings an image to (3, H, W), as evaluation did: shorter side resized, middle cropped, normalised."""
-    numbers = json.loads(metadata.get("normalisation", "{}"))
-    mean, std = numbers.get("mean", IMAGENET_DEFAULT_MEAN), numbers.get("std", IMAGENET_DEFAULT_STD)
-    interpolation = json.loads(metadata.get("data", "{}")).get("interpolation") or "bilinear"
-    return v2.Compose(
-        [
-            v2.Resize(min(size), interpolation=v2.InterpolationMode(interpolation)),
-            v2.CenterCrop(size),
-            v2.ToImage(),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(mean, std),
-        ]
-    )
-
-
 def batches(
     folder: Path, files: list[Path], transform: v2.Transform, size: int, unreadable: list[Path]
 ) -> Iterator[tuple[list[Path], Tensor]]:
@@ -144,13 +129,9 @@ def batches(
                 images.append(transform(read_rgb(folder / path)))
                 paths.append(path)
             except ValueError as error:
-                say(f"left out: {error}")
+                to_stderr(f"left out: {error}")
                 unreadable.append(path)
         yield paths, torch.stack(images) if images else torch.empty(0)
-
-
-def say(line: str) -> None:
-    print(line, file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import torch
 
 from repmlp.checkpoints import Checkpoint, open_checkpoint, save
 from repmlp.data.cifar100 import CIFAR100Data
+from repmlp.runs.key import branch_label
 
 ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
@@ -80,7 +81,6 @@ def card(record: Mapping[str, Any], key: str, folder: Path) -> str:
     config = record["config"]
     recipe, data, trainer = config["recipe"], config["data"], config["trainer"]
     size = config["model"]["img_size"]
-    branches = " + ".join(f"{k}x{k}" if isinstance(k, int) else str(k) for k in record["kernels"]) or "none"
     shape = {name: value for name, value in config["model"].items() if name not in (*LABELS, "kernels")}
     place = folder.resolve().relative_to(ROOT).as_posix() if folder.resolve().is_relative_to(ROOT) else folder.name
     sweep = next(
@@ -109,7 +109,7 @@ def card(record: Mapping[str, Any], key: str, folder: Path) -> str:
     form = "in the form that was trained: the branches beside the FCs" if record["kernels"] else "without branches"
     return f"""# {folder.name}
 
-{record["model"]}, branches: {branches}; {form}.
+{record["model"]}, branches: {branch_label(record["kernels"])}; {form}.
 To try things out with; **not** a network of the paper.
 
 | | |

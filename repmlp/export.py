@@ -12,7 +12,7 @@ import importlib
 import itertools
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -36,13 +36,6 @@ INPUT, OUTPUT, BATCH = "images", "logits", "batch"  # names in an ONNX file
 OPSET_MIN = 18  # the oldest in which torch writes what torch.export traced
 PRODUCTS = ("Conv", "Gemm", "MatMul")  # ONNX operators with weights: what is quantised
 ONNX_LIMIT = 2**31  # bytes that one protobuf file can hold
-
-
-class Difference(NamedTuple):
-    """How far outputs are from a reference: the largest |difference|, and its norm over the reference's norm."""
-
-    maximum: float
-    relative: float
 
 
 class Quantised(NamedTuple):
@@ -202,27 +195,6 @@ def run_onnx(session: InferenceSession, images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def difference(
-    reference: Callable[[Tensor], Tensor],
-    other: Callable[[Tensor], Tensor],
-    shape: Sequence[int],
-    batch_sizes: Iterable[int] = (1, 2, 5),
-) -> Difference:
-    """Run both on the same standard normal images, in batches of several sizes, and compare all outputs.
-
-    reference, other: networks, or anything that takes (B, *shape) float32 on the CPU. shape: (C, H, W).
-    """
-    generator = torch.Generator().manual_seed(0)
-    outputs = []
-    for n in batch_sizes:
-        images = torch.randn(n, *shape, generator=generator)
-        outputs.append(torch.stack([model(images).double() for model in (reference, other)]))
-    expected, found = torch.cat(outputs, dim=1)
-    error = found - expected
-    # an untrained net of timm may have a classifier of zeros
-    return Difference(float(error.abs().max()), float(error.norm() / expected.norm()) if error.any() else 0.0)
-
-
 def quantize_int8(path: Path | str, out: Path | str, calibration: Iterable[Tensor]) -> Quantised:
     """Quantise an ONNX file to int8 after training: static, with QuantizeLinear and DequantizeLinear nodes (QDQ).
 

@@ -5,7 +5,6 @@ Not in the papers, which train every network from nothing.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +14,7 @@ from torch import nn
 from repmlp.checkpoints import open_checkpoint
 from repmlp.models.repmlpnet import RepMLPNet
 from repmlp.resizing import resize
+from repmlp.trained_on import TrainedOn
 
 
 def classifier_of(net: nn.Module) -> nn.Module:
@@ -54,8 +54,8 @@ def start_from(net: nn.Module, path: Path | str, classes: Sequence[str] = ()) ->
     the network has not, or another network, naming the first parameter that differs.
     """
     model, _, metadata = open_checkpoint(path)
-    trained = json.loads(metadata.get("classes", "[]"))
-    other_classes = bool(trained and classes) and trained != list(classes)
+    trained = TrainedOn.from_metadata(metadata).class_names
+    other_classes = bool(trained and classes) and trained != tuple(classes)
     resized = None
     if isinstance(model, RepMLPNet) and isinstance(net, RepMLPNet) and model.img_size != net.img_size:
         resized, model = model.img_size, resize(model, net.img_size)

@@ -19,11 +19,11 @@ from torch import nn
 
 from repmlp import RepMLPNet, build_model, deploy, load_model, save_model
 from repmlp.checkpoints import open_checkpoint, to_official
+from repmlp.compare import compare, random_batches
 from repmlp.cost import count_macs
 from repmlp.data import build_data
 from repmlp.export import (
     count_quantised,
-    difference,
     image_size,
     onnx_session,
     quantize_int8,
@@ -113,7 +113,7 @@ def test_the_net_itself_is_left_as_it_was(net, program):
 
 def test_larger_images_go_through_in_partitions(net, tmp_path):
     program = to_exported_program(net, (48, 64))
-    assert difference(net, program.module(), (3, 48, 64)).relative < 3e-6
+    assert compare(net, program.module(), random_batches((3, 48, 64))).relative < 3e-6
 
 
 def test_training_mode_is_refused():
@@ -148,14 +148,6 @@ def test_a_file_that_cannot_hold_the_weights_is_refused(program, tmp_path, monke
     monkeypatch.setattr("repmlp.export.ONNX_LIMIT", 1000)
     with pytest.raises(ValueError, match="one ONNX file holds less"):
         to_onnx(program, tmp_path / "model.onnx")
-
-
-def test_difference_is_measured_over_all_batches():
-    apart = difference(lambda x: x, lambda x: torch.where(x == x.max(), x + 0.5, x), (1, 2, 2), (1, 3))
-    assert apart.maximum == pytest.approx(0.5)
-    generator = torch.Generator().manual_seed(0)
-    norm = torch.cat([torch.randn(n, 1, 2, 2, generator=generator) for n in (1, 3)]).norm()
-    assert apart.relative == pytest.approx(float(0.5 * 2**0.5 / norm))  # one value in each of two batches
 
 
 def test_int8_quantises_every_product(net, written, tmp_path):
@@ -213,9 +205,9 @@ def test_checkpoints_of_both_kinds_are_opened(trained, net, tmp_path):
     assert config["name"] == "repmlpnet_tiny" and model.num_classes == 100
     torch.save(to_official(net.state_dict()), tmp_path / "official.pth")
     model, config, _ = open_checkpoint(tmp_path / "official.pth")
-    assert config["channels"] == [16, 32] and difference(net, model, (3, 32, 32)).relative == 0
+    assert config["channels"] == [16, 32] and compare(net, model, random_batches((3, 32, 32))).relative == 0
     save_model(tmp_path / "again.safetensors", model, config)
-    assert difference(model, load_model(tmp_path / "again.safetensors")[0], (3, 32, 32)).relative == 0
+    assert compare(model, load_model(tmp_path / "again.safetensors")[0], random_batches((3, 32, 32))).relative == 0
     (tmp_path / "half.safetensors").write_bytes(trained.read_bytes()[:1000])
     with pytest.raises(ValueError, match="no whole safetensors file"):
         open_checkpoint(tmp_path / "half.safetensors")

@@ -278,7 +278,7 @@ def test_kinds_of_images_are_alike(run, images, tmp_path):
         ({"out": "photo.png"}, r"out=photo\.png: name a file that ends in \.csv"),
         ({"out": None}, r"out=None: name a file"),
         ({"out": "EMPTY"}, r"name a file that ends in \.csv"),
-        ({"batch_size": 0}, "batch_size=0: use a whole number, 1 or more"),
+        ({"batch_size": 0}, "batch_size=0: use a whole number, at least 1"),
         ({"merged": "yes"}, "merged='yes': use true or false"),
     ],
 )

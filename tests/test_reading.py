@@ -44,9 +44,13 @@ def test_a_network_that_has_not_fitted_its_images(tmp_path):
 
 
 def test_several_seeds(tmp_path):
-    text = reading(runs(tmp_path, CELLS, seeds=(0, 1, 2)))
-    # each mean has 1 / sqrt(3), their difference sqrt(2 / 3) = 0.82
-    assert "+40.0 ± 0.8 points" in text and "Means of 3 seeds" in text and "One seed" not in text
+    records = runs(tmp_path, CELLS, seeds=(0, 1, 2))
+    # seeds move all cells alike: paired by seed, the difference has no error
+    text = reading(records)
+    assert "+40.0 ± 0.0 points" in text and "Means of 3 seeds" in text and "One seed" not in text
+    # other seeds in each cell: each mean has 1 / sqrt(3), their difference sqrt(2 / 3) = 0.82
+    records.loc[records["kernels"].map(len) == 0, "seed"] += 3
+    assert "+40.0 ± 0.8 points" in reading(records)
 
 
 @pytest.mark.parametrize("absent", CELLS)

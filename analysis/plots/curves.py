@@ -6,7 +6,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
-from figures import save
+from figures import save, style_of
 from matplotlib.ticker import MaxNLocator
 from records import layers_of
 
@@ -24,9 +24,6 @@ DRAWN = {
         {"embedding": "embeddings ", "tile": "tiles of ", "start": "from "},
     ),
 }
-
-
-MARKERS = "os^DvP*X"
 
 
 def curves_of(runs: pd.DataFrame, field: str) -> list[pd.Series]:
@@ -94,7 +91,8 @@ def draw(records: pd.DataFrame, title: str, stem: Path, task: str = "classificat
     for row, model in zip(axes, models, strict=True):
         of_model = records[records["model"] == model]
         for number, ((label, _), runs) in enumerate(of_model.groupby(["label", "cell"], sort=False)):
-            style = {"color": f"C{number}", "marker": MARKERS[number % len(MARKERS)], "ms": 4}
+            colour, marker = style_of(number)
+            style = {"color": colour, "marker": marker, "ms": 4}
             label = f"{label} (n={len(runs)})"
             for axis, field in zip(row, (measure, "train_loss"), strict=False):
                 each = curves_of(runs, field)

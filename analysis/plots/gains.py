@@ -9,14 +9,13 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
-from figures import save
-from records import differing_settings, of_images, ordered, plain, standard_error
+from figures import save, style_of
+from records import differing_settings, error_of_difference, ordered, plain, standard_error
 from table_parts import listed
 
 from repmlp import branches
 from repmlp.runs.key import branch_label, cell_key
 
-MARKERS = "os^DvP*X"
 RUNS = {"%": "the runs", "points": "the seeds"}  # what the hollow points of a panel are
 NOTE = (
     "Mean top-1 of the last epoch in %, n runs. gain: over {}, in points. Its standard error over seeds, paired where "
@@ -93,7 +92,7 @@ def measured(at: str, line: str, cell: pd.DataFrame, reference: pd.DataFrame) ->
         "top1": top1,
         "error": error,
         "gain": None if itself else top1 - reference["top1_pct"].mean(),
-        "gain_error": None if itself else gain_error(cell, reference),
+        "gain_error": None if itself else error_of_difference(cell, reference),
         "of_images": min(len(cell), len(reference)) == 1,
         "values": by_seed(cell).tolist(),
         "gains": [] if itself else (by_seed(cell) - by_seed(reference)).dropna().tolist(),
@@ -105,19 +104,6 @@ def measured(at: str, line: str, cell: pd.DataFrame, reference: pd.DataFrame) ->
 def by_seed(cell: pd.DataFrame) -> pd.Series:
     """Return top-1 of the runs of a cell, by their seed."""
     return cell.drop_duplicates("seed").set_index("seed")["top1_pct"]
-
-
-def gain_error(cell: pd.DataFrame, reference: pd.DataFrame) -> float:
-    """Return the standard error of the difference of two cells' means, in points; of the images where one has one run.
-
-    Over seeds, paired where both cells have the same ones: order and augmentation are the seed's.
-    """
-    if min(len(cell), len(reference)) == 1:
-        return sum(of_images(each) ** 2 for each in (cell, reference)) ** 0.5
-    ours, theirs = (each.set_index("seed")["top1_pct"] for each in (cell, reference))
-    if set(ours.index) == set(theirs.index):
-        return float((ours - theirs).std() / len(ours) ** 0.5)
-    return (standard_error(cell) ** 2 + standard_error(reference) ** 2) ** 0.5
 
 
 def telling_apart(differing: pd.DataFrame) -> list[str]:
@@ -147,18 +133,19 @@ def draw(
     lines = list(dict.fromkeys(table["line"]))
     figure, axes = plt.subplots(1, 2, figsize=(12, 4.4), layout="constrained")
     for number, line in enumerate(lines):
+        colour, marker = style_of(number)
         of_line = table[table["line"] == line].sort_values("place")
         # beside each other, so that no interval hides another
         x = pd.Series([ticks.index(at) for at in of_line["at"]]) + 0.06 * (number - (len(lines) - 1) / 2)
         for axis, value, error in ((axes[0], "top1", "error"), (axes[1], "gain", "gain_error")):
             axis.errorbar(
-                x, of_line[value].astype(float), 2 * of_line[error].astype(float), color=f"C{number}",
-                marker=MARKERS[number % len(MARKERS)], ms=5, capsize=2, lw=1.2, ls="-" if joined else "",
+                x, of_line[value].astype(float), 2 * of_line[error].astype(float), color=colour,
+                marker=marker, ms=5, capsize=2, lw=1.2, ls="-" if joined else "",
                 label=f"{line} (n={listed(of_line['n'])})",
             )  # fmt: skip
         for axis, each in ((axes[0], "values"), (axes[1], "gains")):
             runs = [(at + 0.02, value) for at, found in zip(x, of_line[each], strict=True) for value in found]
-            axis.scatter(*(zip(*runs, strict=True) if runs else ((), ())), s=10, fc="none", ec=f"C{number}", lw=0.7)
+            axis.scatter(*(zip(*runs, strict=True) if runs else ((), ())), s=10, fc="none", ec=colour, lw=0.7)
     axes[1].axhline(0, color="black", lw=0.8)
     names = ("top-1 after the last epoch", f"gain over {over}")
     bars = (bars_words(table["n"] == 1, ""), bars_words(table["of_images"], "of the difference "))

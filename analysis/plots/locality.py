@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from correlation import PAIRINGS, permutation_p, rank_correlation
-from figures import save
+from figures import save, style_of
 from matplotlib.ticker import MaxNLocator
 from records import layers_of
 
@@ -98,7 +98,7 @@ def draw(records: pd.DataFrame, table: pd.DataFrame, stem: Path, pdf: bool = Fal
     several = records.groupby("group")["cell"].nunique() > 1
     groups = list(several[several].index) or sorted(set(records["group"]))
     sets = sorted({tuple(kernels) for kernels in records["kernels"]}, key=branches.order)
-    style = {kernels: (f"C{i % 10}", "os^DvP*X"[i % 8]) for i, kernels in enumerate(sets)}
+    style = {kernels: style_of(i) for i, kernels in enumerate(sets)}
     columns, deep = min(COLUMNS, len(groups)), -(-len(groups) // COLUMNS)
     figure = plt.figure(figsize=(max(6, 3 * columns), 2 * (2.5 * deep + 0.4) + 0.6), layout="constrained")
     of_group = table.set_index("compared")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 
 import pandas as pd
-from records import standard_error
+from records import error_of_difference
 
 from repmlp.branches import BranchSpec, parse_all
 from repmlp.runs.key import cell_key
@@ -29,7 +29,7 @@ def reading(records: pd.DataFrame) -> str:
     doubt = (
         "One seed: the errors are those of the test images alone; another seed can differ by more."
         if seeds == 1
-        else f"Means of {seeds} seeds and their standard errors; what is clear, the table of contrasts says."
+        else f"Means of {seeds} seeds, errors of the differences over them; what is clear, the table of contrasts says."
     )
     return " ".join([*sentences, doubt])
 
@@ -54,7 +54,7 @@ def _of_network(records: pd.DataFrame) -> str:
 def _sentence(branch: str, bare: pd.DataFrame, local: pd.DataFrame, shuffled: pd.DataFrame) -> str:
     """Write what a branch brings to a network, and what it brings on a shuffled grid; each: the runs of a cell."""
     parts = [
-        f"{part} {_difference(local, bare, f'{part}_pct')[0]:+.1f}"
+        f"{part} {_difference(local, bare, f'{part}_pct'):+.1f}"
         for part in ("texture", "arrangement")
         if f"{part}_pct" in local and local[f"{part}_pct"].notna().all()
     ]
@@ -73,11 +73,9 @@ def _sentence(branch: str, bare: pd.DataFrame, local: pd.DataFrame, shuffled: pd
 
 
 def _points(runs: pd.DataFrame, others: pd.DataFrame) -> str:
-    gain, error = _difference(runs, others)
-    return f"{gain:+.1f} ± {error:.1f} points"
+    return f"{_difference(runs, others):+.1f} ± {error_of_difference(runs, others):.1f} points"
 
 
-def _difference(runs: pd.DataFrame, others: pd.DataFrame, column: str = "top1_pct") -> tuple[float, float]:
-    """Return a difference of means in points and its standard error (of top-1)."""
-    error = (standard_error(runs) ** 2 + standard_error(others) ** 2) ** 0.5
-    return runs[column].mean() - others[column].mean(), error
+def _difference(runs: pd.DataFrame, others: pd.DataFrame, column: str = "top1_pct") -> float:
+    """Return a difference of means in points."""
+    return runs[column].mean() - others[column].mean()

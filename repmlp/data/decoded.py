@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -92,7 +92,10 @@ class SharedOrder(EpochSampler):
         return ((self.epoch, index) for index in order[self.rank :: self.world].tolist())
 
 
-def to_tensor() -> list[Any]:
-    """Return the last steps of every transform: an image -> (3, H, W) float32, normalised."""
-    normalise = v2.Normalize(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+def to_tensor(mean: Sequence[float] = (), std: Sequence[float] = ()) -> list[Any]:
+    """Return the last steps of every transform: an image -> (3, H, W) float32, normalised.
+
+    mean, std: of the three channels; ImageNet's where they are empty.
+    """
+    normalise = v2.Normalize(mean or IMAGENET_DEFAULT_MEAN, std or IMAGENET_DEFAULT_STD)
     return [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), normalise]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from repmlp.data.decoded import DecodedData, to_tensor
 from repmlp.data.files import digest, images_below, is_ours, is_visible, read_rgb
 from repmlp.data.rand_augment import check_magnitude, grey
 from repmlp.randomness import derive_seed
+from repmlp.sizes import height_width
 
 
 @register("imagenet")
@@ -131,10 +132,20 @@ def train_transform(img_size: int, randaugment: int | None) -> Callable[[Image.I
     return v2.Compose([*steps, *to_tensor()])
 
 
-def eval_transform(img_size: int, interpolation: str = "bilinear") -> Callable[[Image.Image], Tensor]:
-    """Return the released script's evaluation: shorter side to img_size, bilinear, middle cropped, normalised."""
-    resize = v2.Resize(img_size, interpolation=InterpolationMode(check_interpolation(interpolation)))
-    return v2.Compose([resize, v2.CenterCrop(img_size), *to_tensor()])
+def eval_transform(
+    img_size: int | Sequence[int],
+    interpolation: str = "bilinear",
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+) -> Callable[[Image.Image], Tensor]:
+    """Return the released script's evaluation: shorter side to img_size, bilinear, middle cropped, normalised.
+
+    img_size: side, or (height, width), of the result in pixels; the shorter of the two is what is resized to. mean,
+    std: of the three channels; ImageNet's where they are empty.
+    """
+    size = height_width(img_size)
+    resize = v2.Resize(min(size), interpolation=InterpolationMode(check_interpolation(interpolation)))
+    return v2.Compose([resize, v2.CenterCrop(size), *to_tensor(mean, std)])
 
 
 def check_interpolation(name: str) -> str:

@@ -52,6 +52,15 @@ def merged_copy(model: nn.Module) -> nn.Module:
     return reparameterize_model(nn.ModuleList([model]))[0]  # timm visits children only
 
 
+def check_whole_images(checkpoint: Path | str, config: Mapping[str, Any]) -> None:
+    """Raise ValueError where a checkpoint's network labels every pixel instead of the whole image."""
+    if config["arch"] in ("upernet", "pspnet"):
+        raise ValueError(
+            f"{checkpoint} labels pixels, this command takes networks that tell the class of a whole image: its record "
+            "has mIoU before and after merging, and experiments/borders.py measures it further"
+        )
+
+
 def check_num_classes(checkpoint: Path | str, model: nn.Module, data: str, num_classes: int) -> None:
     """Raise ValueError where a checkpoint's model tells another number of classes than the data set `data` has."""
     if model.num_classes != num_classes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import logging
 import sys
 import warnings
@@ -29,6 +28,7 @@ from repmlp.runs.provenance import device_name, processor, versions
 from repmlp.runs.record import published, reached, set_aside, write_record
 from repmlp.runs.settings import BadSetting, Run
 from repmlp.runs.tasks import TASKS
+from repmlp.trained_on import TrainedOn
 from repmlp.training.base import RecipeModule
 from repmlp.training.callbacks import AveragedWeights, Checkpoints, Deadline, EvaluationUncompiled, KernelImages
 from repmlp.training.history import History, kept_in
@@ -69,7 +69,6 @@ def train(settings: Run, folder: Path, path: Path, deadline: float | None, state
     module = task.build_module(settings, net, data, steps_per_epoch=len(train_loader))
     if options.compile:
         net.compile(mode=None if options.compile is True else options.compile)
-        trainer.callbacks.insert(0, EvaluationUncompiled())
     last = folder / "last.ckpt"
     done = _epochs_done(last, module, state["commit"] if settings.rerun else None)
     train_loader.sampler.set_epoch(done)  # workers fetch ahead, before Lightning tells them which epoch it is
@@ -80,6 +79,7 @@ def train(settings: Run, folder: Path, path: Path, deadline: float | None, state
     net = module.net.to(trainer.strategy.root_device)
     with torch.compiler.set_stance("force_eager"):  # the trained and the merged form, once each
         metrics = task.evaluate(settings, net, data)
+    config = published(asdict(settings))
     record = {
         **_description(settings, data),
         **metrics,
@@ -97,16 +97,11 @@ def train(settings: Run, folder: Path, path: Path, deadline: float | None, state
         "versions": versions(),
         **state,
         "commits": history.commits,
-        "config": published(asdict(settings)),
+        "config": config,
         "curve": history.curve,
     }
-    extra = {
-        "key": path.stem,
-        "study": settings.study,
-        "data": json.dumps(published(asdict(settings))["data"]),
-        "classes": json.dumps(getattr(data.info, "class_names", ())),
-        "normalisation": json.dumps({"mean": data.info.mean, "std": data.info.std}),
-    }
+    images = TrainedOn(config["data"], getattr(data.info, "class_names", ()), data.info.mean, data.info.std)
+    extra = {"key": path.stem, "study": settings.study, **images.to_metadata()}
     model = settings.model if settings.recipe.merge_after is None else {**settings.model, "kernels": []}
     save_model(folder / "model.safetensors", net.cpu(), model, extra)
     try:
@@ -157,6 +152,8 @@ def make_trainer(settings: Run, folder: Path, commit: str | None, deadline: floa
         Checkpoints(folder, options.checkpoint_every),
         KernelImages(options.kernel_image_every),
     ]
+    if options.compile:
+        callbacks.append(EvaluationUncompiled())
     if bar:
         callbacks.append(TQDMProgressBar())
     if recipe.ema_decay:

@@ -172,8 +172,8 @@ def quote_file_names(arguments: list[str], names: tuple[str, ...] = ("checkpoint
     quoted = []
     for text in arguments:
         name, equals, value = text.partition("=")
-        if equals and name in names and re.search(r"[=,{}()\[\]:]", value) and value[:1] not in "'\"":
-            value = "'" + value.replace("'", "\\'") + "'"
+        if equals and name in names and value[:1] not in "'\"":
+            value = _quoted(value)
         quoted.append(f"{name}{equals}{value}")
     return quoted
 
@@ -184,10 +184,14 @@ def place_files(arguments: list[str], names: tuple[str, ...] = ("data.root", "we
     for text in arguments:
         name, equals, value = text.partition("=")
         if equals and name in names and value and not re.search(r"[,$\[{'\"]", value) and value != "null":
-            value = str(place(value))
-            text = f"{name}='{value}'" if re.search(r"[=():]", value) else f"{name}={value}"
+            text = f"{name}={_quoted(str(place(value)))}"
         placed.append(text)
     return placed
+
+
+def _quoted(value: str) -> str:
+    """Put a value into quotes where Hydra would read marks in it as its grammar."""
+    return "'" + value.replace("'", "\\'") + "'" if re.search(r"[=,{}()\[\]:]", value) else value
 
 
 def quicken_help() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -9,7 +10,14 @@ from typing import Any, TypeVar
 Batch = TypeVar("Batch", bound=Sequence[Any])
 
 
-def told(batches: Iterable[Batch], n: int, say: Callable[[str], None], every: float = 10.0) -> Iterator[Batch]:
+def to_stderr(line: str) -> None:
+    """Print a line where it does not mix with what a command writes."""
+    print(line, file=sys.stderr)
+
+
+def told(
+    batches: Iterable[Batch], n: int, say: Callable[[str], None] = to_stderr, every: float = 10.0
+) -> Iterator[Batch]:
     """Yield batches, and say every few seconds how many of all images have been done and how long the rest takes.
 
     batches: the first part of each holds its images. n: images in all. say: what takes a line. every: seconds from one

@@ -11,6 +11,7 @@ from torch import Tensor
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
+from repmlp.compare import Comparer
 from repmlp.data.scaled_crop import IGNORED
 from repmlp.models.build import merged_copy
 from repmlp.models.upernet import UperNet, predict
@@ -109,25 +110,20 @@ def compare_merged_masks(
     merged = merged_copy(net)
     device = next(net.parameters()).device
     before, after = (pixel_metrics(len(classes), sync_on_compute=False).to(device) for _ in (net, merged))
-    difference = total = torch.zeros((), dtype=torch.float64)
-    disagreements = pixels = 0
+    comparer = Comparer()
     for images, masks in loader:
         images, masks = images.to(device, non_blocking=True), masks.to(device, non_blocking=True)
         logits = [predict(model, images, window).float() for model in (net, merged)]
-        guesses = [each.argmax(dim=1) for each in logits]
-        before.update(guesses[0], masks)
-        after.update(guesses[1], masks)
-        difference = difference + (logits[1] - logits[0]).double().square().sum().cpu()
-        total = total + logits[0].double().square().sum().cpu()
-        disagreements += int((guesses[0] != guesses[1]).sum())
-        pixels += masks.numel()
-    results = summarise(before, classes)
+        for metrics, each in zip((before, after), logits, strict=True):
+            metrics.update(each.argmax(dim=1), masks)
+        comparer.update(*logits)
+    results, apart = summarise(before, classes), comparer.result()
     return {
         "miou_pct": results["miou"],
         "pixel_accuracy_pct": results["pixel_accuracy"],
         "class_iou_pct": {name: results.get(f"iou_{name}") for name in classes},
         "miou_merged_pct": summarise(after, classes)["miou"],
-        "merge_error": float((difference / total).sqrt()),
-        "merge_disagreements": disagreements,
-        "eval_pixels": pixels,
+        "merge_error": apart.relative,
+        "merge_disagreements": apart.changed,
+        "eval_pixels": apart.guesses,
     }
