@@ -14,13 +14,14 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from repmlp import branches
 from repmlp.checkpoints import check_state_dict, save_model
 from repmlp.cost import count_macs, count_params, count_params_paper
+from repmlp.layers import branches_by
 from repmlp.locality import network_profiles
 from repmlp.runs.outcome import first_process, one_line
 from repmlp.runs.provenance import device_name, processor, versions
@@ -29,7 +30,7 @@ from repmlp.runs.settings import BadSetting, Run
 from repmlp.runs.tasks import TASKS
 from repmlp.trained_on import TrainedOn
 from repmlp.training.base import RecipeModule
-from repmlp.training.callbacks import AveragedWeights, Deadline, EvaluationUncompiled, KernelImages
+from repmlp.training.callbacks import AveragedWeights, Checkpoints, Deadline, EvaluationUncompiled, KernelImages
 from repmlp.training.history import History, kept_in
 from repmlp.training.memory import freed_memory_kept
 from repmlp.training.merging import BATCHES, MergeMidway, drop_branches
@@ -50,7 +51,7 @@ def train(settings: Run, folder: Path, path: Path, deadline: float | None, state
     L.seed_everything(settings.seed, verbose=False)
     data = task.build_data(settings)
     data.prepare_data()
-    net = task.build_net(settings, data)
+    net = branches_by(task.build_net(settings, data), options.branches)
     trainer, history = make_trainer(settings, folder, state["commit"], deadline)
     if settings.recipe.merge_after is not None:
         first = round(settings.recipe.merge_after * settings.recipe.epochs)
@@ -149,14 +150,7 @@ def make_trainer(settings: Run, folder: Path, commit: str | None, deadline: floa
     bar = sys.stderr.isatty() if options.progress_bar is None else options.progress_bar
     history = History(folder, commit, show=not bar)
     callbacks: list[L.Callback] = [
-        ModelCheckpoint(
-            dirpath=folder,
-            filename="last",
-            monitor=None,
-            every_n_epochs=options.checkpoint_every,
-            save_on_train_epoch_end=True,
-            enable_version_counter=False,
-        ),
+        Checkpoints(folder, options.checkpoint_every),
         KernelImages(options.kernel_image_every),
     ]
     if options.compile:
