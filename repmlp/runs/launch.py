@@ -23,12 +23,12 @@ from repmlp.runs.outcome import Outcome, first_process, one_line, run_label
 from repmlp.runs.settings import Recipe, Run, SegmentationRecipe, unknown
 from repmlp.runs.sweep import (
     deadline_of,
+    differing,
     enough_time,
     note_outcome,
     outcome_line,
     plan_of,
     progress_line,
-    told_apart,
 )
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def run_job(config: DictConfig) -> float | None:
         )
     folder = Path(hydra_config.sweep.dir if swept else hydra_config.run.dir)
     number = hydra_config.job.num if swept else 0
-    label = ", ".join([run_label(plain), *told_apart(plan_of(folder)["rows"] or [[]] * (number + 1), number)])
+    label = ", ".join([run_label(plain), *differing(plan_of(folder), list(hydra_config.overrides.task), number)])
     deadline = deadline_of(folder, plain["trainer"]["minutes"])
     if enough_time(folder, deadline):
         log.info(progress_line(folder, number, label))
