@@ -14,7 +14,7 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from repmlp.branches import BranchSpec, parse_all
+from repmlp.branches import WAYS, BranchSpec, parse_all
 from repmlp.randomness import derive_seed
 from repmlp.reparam import BatchNormStats, Branch, inverse_permutation, merge_branches
 from repmlp.tracing import fixed, of_size
@@ -109,6 +109,7 @@ class LocalPerceptron(nn.Module):
     ):
         super().__init__()
         self.share_sets = share_sets
+        self.way = WAYS[0]  # see branches_by
         self.specs = parse_all(kernels, size)
         sequence = size is not None and len(size) == 1
         self.size = None if size is None else (1, int(size[0])) if sequence else (int(size[0]), int(size[1]))
@@ -142,6 +143,9 @@ class LocalPerceptron(nn.Module):
         return tuple(spec.value for spec in self.specs)
 
     def forward(self, x: Tensor) -> Tensor:
+        if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript skips what stands below this condition alone)
+            if self.way == "matrix":
+                return self._by_matrix(x)
         n, c, h, w = x.shape
         source, back = x, None
         if self.permutation is not None:
@@ -150,9 +154,14 @@ class LocalPerceptron(nn.Module):
         # it took 24 ms where one channel and a batch of 32768 took 1700 ms (forward and backward).
         out: Tensor | None = None
         for i, (conv, norm) in enumerate(zip(self.convs.values(), self.norms.values())):  # noqa: B905 (TorchScript)
-            kernel = copies(conv.weight, c // self.share_sets)
             shuffled = self.shuffled[i]
-            y = F.conv2d(source if shuffled else x, kernel, None, conv.stride, conv.padding, conv.dilation, c)
+            y = source if shuffled else x
+            if self.way == "sets":
+                # (N, C, h, w) -> (N*C/S, S, h, w) -> (N, C, h, w)
+                y = conv(y.reshape(n * (c // self.share_sets), self.share_sets, h, w)).reshape(n, c, h, w)
+            else:
+                kernel = copies(conv.weight, c // self.share_sets)
+                y = F.conv2d(y, kernel, None, conv.stride, conv.padding, conv.dilation, c)
             if shuffled and back is not None:
                 y = reordered(y, back)
             # (N, C, h, w) -> (N*C/S, S, h, w)
@@ -161,6 +170,17 @@ class LocalPerceptron(nn.Module):
         assert out is not None  # there is a branch at least
         # (N*C/S, S, h, w) -> (N, C, h, w)
         return out.reshape(n, c, h, w)
+
+    def _by_matrix(self, x: Tensor) -> Tensor:
+        """Do what forward() does with all branches as one batched product with their matrices."""
+        kernels = [conv.weight for conv in self.convs.values()]
+        dilations = [spec.dilation for spec in self.specs]
+        orders = [self.permutation if shuffled else None for shuffled in self.shuffled]
+        maps = products(x, kernels, dilations, orders, self.share_sets, self.size)
+        first, *rest = (norm(maps[i]) for i, norm in enumerate(self.norms.values()))
+        out = sum(rest, start=first)
+        # (N*C/S, S, h, w) -> (N, C, h, w)
+        return out.reshape(x.shape)
 
     def branches(self) -> list[Branch]:
         """Return the convolutions as plain tensors, ready for `merge_branches`."""
@@ -194,6 +214,27 @@ class LocalPerceptron(nn.Module):
             seen |= (reordered(y, inverse_permutation(order)) if spec.shuffled else y) > 0
         # (1, 1, h, w) -> (h, w)
         return seen[0, 0]
+
+
+def branches_by(model: nn.Module, way: str) -> nn.Module:
+    """Choose how the depth-wise branches of a whole model are computed while it is trained; returns the model.
+
+    The outputs, gradients and statistics are the same but for rounding, and so are the state dict and the merged form;
+    which way is fastest depends on the device. TorchScript computes "matrix" as "channels". Models without such
+    branches are left as they are.
+
+    way: "channels", the default: a convolution of C channels, with the kernels repeated for the channels of a set;
+    "sets": a convolution of S channels with a C/S times larger batch; "matrix": all branches of a layer as one batched
+    product with (h*w, h*w) matrices, built of their taps, for devices that multiply matrices much faster than they
+    convolve depth-wise.
+    Raises ValueError for another way.
+    """
+    if way not in WAYS:
+        raise ValueError(f"branches by {way!r}: use one of {', '.join(WAYS)}")
+    for module in model.modules():
+        if isinstance(module, LocalPerceptron):
+            module.way = way
+    return model
 
 
 class SetSharingFC(nn.Module):
@@ -353,14 +394,68 @@ def copies(kernel: Tensor, number: int) -> Tensor:
     return kernel.repeat(fixed(number), 1, 1, 1)
 
 
+def tap_places(taps: tuple[int, int], dilation: int, size: tuple[int, int], like: Tensor) -> Tensor:
+    """Say which input each output of a "same"-padded convolution sees through which tap.
+
+    Returns (kh*kw, h*w, h*w) in the dtype and on the device of `like`: 1 where it does, else 0.
+    """
+    sides = []
+    for number, length in zip(taps, size, strict=True):
+        at = torch.arange(length, device=like.device)
+        offset = dilation * (torch.arange(number, device=like.device) - number // 2)
+        sides.append(at == at[:, None] + offset[:, None, None])  # (taps of this side, outputs, inputs)
+    rows, columns = sides
+    # (kh, 1, h, 1, h, 1) and (1, kw, 1, w, 1, w) -> (kh, kw, h, w, h, w) -> (kh*kw, h*w, h*w)
+    both = rows[:, None, :, None, :, None] & columns[None, :, None, :, None, :]
+    positions = size[0] * size[1]
+    return both.view(taps[0] * taps[1], positions, positions).to(like.dtype)
+
+
 @torch.fx.wrap
-def onto_shuffled_grid(x: Tensor, order: Tensor, size: tuple[int, int]) -> Tensor:
-    """Put the positions of maps (N, C, h, w) in the order of a shuffled grid; ValueError for maps of another size."""
+def products(
+    x: Tensor,
+    kernels: list[Tensor],
+    dilations: list[int],
+    orders: list[Tensor | None],
+    share_sets: int,
+    size: tuple[int, int] | None,
+) -> Tensor:
+    """Convolve maps with K depth-wise branches in one batched product: (N, C, h, w) -> (K, N*C/S, S, h, w).
+
+    kernels: (S, 1, kh, kw) each. orders: int64 (h*w,) of a shuffled grid, or None. size: (h, w) of the layer, None for
+    any. The matrices are reparam.conv_to_fc's; built as a product with 0 and 1, they and the gradients of the taps take
+    two operations a branch where diagonals take two a tap, which is what counts where each is launched on its own.
+    Raises ValueError as sets_first and onto_shuffled_grid do.
+    """
+    (n, c, h, w), s, matrices = x.shape, share_sets, []
+    for kernel, dilation, order in zip(kernels, dilations, orders, strict=True):
+        # (S, kh*kw) @ (kh*kw, h*w*h*w) -> (S, h*w, h*w)
+        matrix = kernel.flatten(1) @ tap_places(kernel.shape[2:], dilation, (h, w), kernel).flatten(1)
+        matrix = matrix.view(s, h * w, h * w)
+        if order is not None:
+            check_grid(x, size)
+            back = inverse_permutation(order)
+            matrix = matrix.index_select(1, back).index_select(2, back)
+        matrices.append(matrix)
+    # (S, N*C/S, h*w) @ (S, h*w, K*h*w) -> (S, N*C/S, K*h*w)
+    out = torch.bmm(sets_first(x, s, (h, w)), torch.cat(matrices, dim=1).transpose(1, 2))
+    # (S, N*C/S, K*h*w) -> (K, N*C/S, S, h, w)
+    return out.view(s, n * (c // s), len(kernels), h, w).permute(2, 1, 0, 3, 4)
+
+
+def check_grid(x: Tensor, size: tuple[int, int]) -> None:
+    """Raise ValueError where maps (N, C, h, w) have not the size of a layer's shuffled grid."""
     if x.shape[2] != size[0] or x.shape[3] != size[1]:
         raise ValueError(
             f"got maps of size ({x.shape[2]}, {x.shape[3]}): the shuffled grid of these branches has size "
             f"({size[0]}, {size[1]})"
         )
+
+
+@torch.fx.wrap
+def onto_shuffled_grid(x: Tensor, order: Tensor, size: tuple[int, int]) -> Tensor:
+    """Put the positions of maps (N, C, h, w) in the order of a shuffled grid; ValueError for maps of another size."""
+    check_grid(x, size)
     return reordered(x, order)
 
 

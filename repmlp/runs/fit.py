@@ -14,7 +14,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from torch import Tensor
@@ -22,6 +22,7 @@ from torch import Tensor
 from repmlp import branches
 from repmlp.checkpoints import check_state_dict, save_model
 from repmlp.cost import count_macs, count_params, count_params_paper
+from repmlp.layers import branches_by
 from repmlp.locality import network_profiles
 from repmlp.runs.outcome import first_process, one_line
 from repmlp.runs.provenance import device_name, processor, versions
@@ -30,7 +31,7 @@ from repmlp.runs.settings import BadSetting, Run
 from repmlp.runs.tasks import TASKS
 from repmlp.trained_on import TrainedOn
 from repmlp.training.base import RecipeModule
-from repmlp.training.callbacks import AveragedWeights, Deadline, EvaluationUncompiled, KernelImages
+from repmlp.training.callbacks import AveragedWeights, Checkpoints, Deadline, EvaluationUncompiled, KernelImages
 from repmlp.training.history import History, kept_in
 from repmlp.training.memory import freed_memory_kept
 from repmlp.training.merging import BATCHES, MergeMidway, drop_branches
@@ -51,7 +52,7 @@ def train(settings: Run, folder: Path, path: Path, deadline: float | None, state
     L.seed_everything(settings.seed, verbose=False)
     data = task.build_data(settings)
     data.prepare_data()
-    net = task.build_net(settings, data)
+    net = branches_by(task.build_net(settings, data), options.branches)
     trainer, history = make_trainer(settings, folder, state["commit"], deadline)
     if settings.recipe.merge_after is not None:
         first = round(settings.recipe.merge_after * settings.recipe.epochs)
@@ -62,7 +63,7 @@ def train(settings: Run, folder: Path, path: Path, deadline: float | None, state
     counts = {
         "params": count_params(net),
         "params_paper_rule": count_params_paper(net),
-        "macs": count_macs(net, task.image_size(data)),
+        "macs": count_macs(net, task.image_size(settings, data)),
     }
     train_loader, val_loader = data.train_dataloader(), data.val_dataloader()
     trainer.log_every_n_steps = len(train_loader)
@@ -100,7 +101,8 @@ def train(settings: Run, folder: Path, path: Path, deadline: float | None, state
         "config": config,
         "curve": history.curve,
     }
-    images = TrainedOn(config["data"], getattr(data.info, "class_names", ()), data.info.mean, data.info.std)
+    window = config["recipe"].get("window") or ()
+    images = TrainedOn(config["data"], getattr(data.info, "class_names", ()), data.info.mean, data.info.std, window)
     extra = {"key": path.stem, "study": settings.study, **images.to_metadata()}
     model = settings.model if settings.recipe.merge_after is None else {**settings.model, "kernels": []}
     save_model(folder / "model.safetensors", net.cpu(), model, extra)
@@ -149,14 +151,7 @@ def make_trainer(settings: Run, folder: Path, commit: str | None, deadline: floa
     bar = sys.stderr.isatty() if options.progress_bar is None else options.progress_bar
     history = History(folder, commit, show=not bar)
     callbacks: list[L.Callback] = [
-        ModelCheckpoint(
-            dirpath=folder,
-            filename="last",
-            monitor=None,
-            every_n_epochs=options.checkpoint_every,
-            save_on_train_epoch_end=True,
-            enable_version_counter=False,
-        ),
+        Checkpoints(folder, options.checkpoint_every),
         KernelImages(options.kernel_image_every),
     ]
     if options.compile:

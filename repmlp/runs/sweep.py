@@ -218,9 +218,10 @@ def finish(folder: Path, results: Path | None = None) -> None:
         print(f"{words[state]}: {'; '.join(named)}: {message}", file=sys.stderr)
     if results is not None and (counts["finished"] or counts["skipped"]):
         study = results.name
+        elsewhere = "" if results.parent.absolute() == Path("results").absolute() else f" --results {results.parent}"
         print(
-            f"records: {results / 'records'}; python analysis/make_tables.py --study {study} and "
-            f"python analysis/plot_curves.py {study} show them",
+            f"records: {results / 'records'}; python analysis/make_tables.py --study {study}{elsewhere} and "
+            f"python analysis/plot_curves.py {study}{elsewhere} show them",
             file=sys.stderr,
         )
     if counts["failed"] or counts["without a report"]:
