@@ -32,6 +32,7 @@ from repmlp.runs.tasks import TASKS
 from repmlp.trained_on import TrainedOn
 from repmlp.training.base import RecipeModule
 from repmlp.training.callbacks import AveragedWeights, Checkpoints, Deadline, EvaluationUncompiled, KernelImages
+from repmlp.training.compiling import compile_for_training
 from repmlp.training.history import History, kept_in
 from repmlp.training.memory import freed_memory_kept
 from repmlp.training.merging import BATCHES, MergeMidway, drop_branches
@@ -69,7 +70,10 @@ def train(settings: Run, folder: Path, path: Path, deadline: float | None, state
     trainer.log_every_n_steps = len(train_loader)
     module = task.build_module(settings, net, data, steps_per_epoch=len(train_loader))
     if options.compile:
-        net.compile(mode=None if options.compile is True else options.compile)
+        if options.compile is True:
+            compile_for_training(net)
+        else:  # a CUDA graph is of the whole network
+            net.compile(mode=options.compile)
     last = folder / "last.ckpt"
     done = _epochs_done(last, module, state["commit"] if settings.rerun else None)
     train_loader.sampler.set_epoch(done)  # workers fetch ahead, before Lightning tells them which epoch it is
