@@ -181,9 +181,7 @@ class Trainer:
     strategy: str = setting("auto", "ddp for several devices", NEVER)
     sync_batchnorm: bool = setting(False, "false: batch norm sees the share of its own device, as in the paper", NEVER)
     precision: str = setting("32-true", "bf16-mixed for bfloat16 autocast (part of a run's key)", NEVER)
-    compile: Any = setting(
-        False, "true: torch.compile; reduce-overhead, max-autotune: with CUDA graphs", NEVER
-    )
+    compile: Any = setting(False, "true: torch.compile; reduce-overhead, max-autotune: with CUDA graphs", NEVER)
     branches: str = setting("channels", "how depth-wise branches are computed: channels, sets or matrix", NEVER)
     threads: int | None = setting(None, "CPU threads, null for torch's choice", NEVER)
     eval_every: int = setting(1, "epochs between two evaluations; the last epoch is what is reported", NEVER)
