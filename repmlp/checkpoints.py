@@ -104,7 +104,7 @@ def load(path: Path | str) -> nn.Module:
     """Build the network whose weights a file holds, in evaluation mode, in the form that the file has.
 
     path: what `save` wrote; a file of RepMLPNet in any format that `convert` knows; an older RepMLP-ResNet's; the .ckpt
-    of a training run of any of these. .safetensors, or what torch.save wrote.
+    of a training run of any of these; that of a run of ours, whatever its network. .safetensors, or of torch.save.
     Parameters are float32 whatever the file's dtype: exact for float16 and bfloat16, rounded for float64.
     Raises FileNotFoundError, or ValueError that names the file, and the first missing and unexpected name where it is
     of no such network.
@@ -140,6 +140,14 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
             state = convert_resmlp(state)
         model = _matching(path, config, int(metadata["num_classes"]), state)
         model.load_state_dict(state)
+        return Checkpoint(model.eval(), config, metadata)
+    if isinstance(state.get(MODEL), str) and isinstance(state.get("state_dict"), Mapping):  # a run's .ckpt
+        config, num_classes = json.loads(state[MODEL]), int(state["num_classes"])
+        weights = {n.removeprefix("net."): t for n, t in state["state_dict"].items() if n.startswith("net.")}
+        if config.get("kernels") and not any(".local_perceptron." in name for name in weights):
+            config = {**config, "kernels": []}  # merged in the middle of training
+        model = _matching(path, config, num_classes, weights)
+        model.load_state_dict(weights)
         return Checkpoint(model.eval(), config, metadata)
     try:
         tensors = unwrap(state)

@@ -69,6 +69,7 @@ def train(settings: Run, folder: Path, path: Path, deadline: float | None, state
     train_loader, val_loader = data.train_dataloader(), data.val_dataloader()
     trainer.log_every_n_steps = len(train_loader)
     module = task.build_module(settings, net, data, steps_per_epoch=len(train_loader))
+    module.model_config = settings.model
     if options.compile:
         if options.compile is True:
             compile_for_training(net)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 from torchmetrics import MeanMetric
 
+from repmlp.checkpoints import MODEL
 from repmlp.finetuning import classifier_of
 from repmlp.randomness import derive_seed
 from repmlp.training.generators import Generators
@@ -31,6 +33,8 @@ class RecipeModule(L.LightningModule):
     Raises ValueError where the network does not say which its layers, or its classifier, are.
     """
 
+    model_config: Mapping[str, Any] | None = None  # what `build_model` builds the network from, where it is known
+
     def __init__(self, net: nn.Module, recipe: Mapping[str, Any], steps_per_epoch: int, seed: int = 0):
         super().__init__()
         self.net = net
@@ -43,6 +47,12 @@ class RecipeModule(L.LightningModule):
             self.head.requires_grad_(True)
         self._generators: Generators | None = None
         self.train_loss = MeanMetric(nan_strategy="disable")  # by default it drops NaNs from the mean
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Write what the network is built from into the checkpoint, so that `repmlp.load` builds it again."""
+        if self.model_config is not None:
+            checkpoint[MODEL] = json.dumps(self.model_config)
+            checkpoint["num_classes"] = self.net.num_classes
 
     def validation_results(self) -> dict[str, float]:
         """Return what the evaluation of this epoch gave, in percent by name, and forget it; {} where there was none."""
