@@ -22,6 +22,7 @@ from torch import Tensor
 from repmlp import branches
 from repmlp.checkpoints import check_state_dict, save_model
 from repmlp.cost import count_macs, count_params, count_params_paper
+from repmlp.kernels import data_words, network_words
 from repmlp.local_perceptron import branches_by
 from repmlp.locality import network_profiles
 from repmlp.runs.outcome import first_process, one_line
@@ -139,7 +140,7 @@ def _description(settings: Run, data: Any) -> dict[str, Any]:
         "kernels": branches.values(model["kernels"]),
         "share_sets": model.get("share_sets"),
         "global_perceptron": model.get("global_perceptron"),
-        "data": settings.data.get("label") or settings.data["name"],
+        "data": _data_name(settings),
         "n_train": n_train,
         "n_eval": n_eval,
         "num_classes": data.info.num_classes,
@@ -149,14 +150,19 @@ def _description(settings: Run, data: Any) -> dict[str, Any]:
     }
 
 
+def _data_name(settings: Run) -> str:
+    return settings.data.get("label") or settings.data["name"]
+
+
 def make_trainer(settings: Run, folder: Path, commit: str | None, deadline: float | None) -> tuple[L.Trainer, History]:
     """Return Lightning's trainer of a run, and the history that it keeps."""
     recipe, options = settings.recipe, settings.trainer
     bar = sys.stderr.isatty() if options.progress_bar is None else options.progress_bar
     history = History(folder, commit, show=not bar)
+    network = f"{network_words(settings.model)}, {data_words(_data_name(settings))}"
     callbacks: list[L.Callback] = [
         Checkpoints(folder, options.checkpoint_every),
-        KernelImages(options.kernel_image_every),
+        KernelImages(options.kernel_image_every, network),
     ]
     if options.compile:
         callbacks.append(EvaluationUncompiled())
