@@ -6,6 +6,7 @@ import copy
 import functools
 import json
 import os
+import select
 import shutil
 import socket
 import subprocess
@@ -148,31 +149,59 @@ def pytest_configure(config: pytest.Config) -> None:
     register_settings()
 
 
-def forked(arguments: list[str], cwd: str, env: dict[str, str]) -> subprocess.CompletedProcess:
-    """Let the process of `Preloaded` run a script."""
-    address = Path(os.environ[SOCKET])
-    with tempfile.TemporaryDirectory(dir=address.parent) as folder, socket.socket(socket.AF_UNIX) as connection:
-        out, err = Path(folder, "out"), Path(folder, "err")
-        request = {"arguments": arguments, "cwd": cwd, "env": env, "stdout": str(out), "stderr": str(err)}
-        connection.settimeout(LIMIT)
-        connection.connect(str(address))
-        connection.sendall(json.dumps(request).encode() + b"\n")
-        answer = connection.makefile().readline()
-        return subprocess.CompletedProcess(arguments, int(answer), out.read_text(), err.read_text())
+class Forked:
+    """A script in a fork of `Preloaded`'s process, which goes on beside the test.
+
+    pid: number of its process.
+    """
+
+    def __init__(self, arguments: list[str], cwd: str, env: dict[str, str]):
+        address = Path(os.environ[SOCKET])
+        self.arguments, self.folder = arguments, tempfile.mkdtemp(dir=address.parent)
+        self.out, self.err = Path(self.folder, "out"), Path(self.folder, "err")
+        request = {"arguments": arguments, "cwd": cwd, "env": env, "stdout": str(self.out), "stderr": str(self.err)}
+        self.connection = socket.socket(socket.AF_UNIX)
+        self.connection.settimeout(LIMIT)
+        self.connection.connect(str(address))
+        self.connection.sendall(json.dumps(request).encode() + b"\n")
+        self.answer = self.connection.makefile()
+        self.pid = int(self.answer.readline())
+
+    def has_ended(self) -> bool:
+        return bool(select.select([self.connection], [], [], 0)[0])
+
+    def wait(self) -> subprocess.CompletedProcess:
+        """Return how it ended and what it said; once."""
+        with self.connection, self.answer:
+            status = int(self.answer.readline())
+        done = subprocess.CompletedProcess(self.arguments, status, self.out.read_text(), self.err.read_text())
+        shutil.rmtree(self.folder)
+        return done
 
 
-def command(*arguments: str, check: bool = False, fresh: bool = False, **kwargs) -> subprocess.CompletedProcess:
+def environment_of_commands() -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if k not in ("REPMLP_DATA", "REPMLP_LAUNCH", SOCKET)}
+
+
+def start(*arguments: str) -> Forked:
+    """Start a script of the project, as `command` does, and go on (Linux alone)."""
+    if sys.platform != "linux":
+        pytest.skip("commands are forked on Linux alone")
+    return Forked([str(ROOT / arguments[0]), *arguments[1:]], "/", environment_of_commands())
+
+
+def command(*arguments: str, check: bool = False, fresh: bool | None = None, **kwargs) -> subprocess.CompletedProcess:
     """Run a script of the project with this Python, from another folder than the repository's.
 
     fresh: in a Python that has imported nothing yet, as a user's has; slow. Without it, the script runs in a fork of
-    a process that has imported torch and the others.
+    a process that has imported torch and the others, unless it starts processes itself.
     """
-    environment = {k: v for k, v in os.environ.items() if k not in ("REPMLP_DATA", "REPMLP_LAUNCH", SOCKET)}
-    environment |= kwargs.pop("env", {})
+    environment = environment_of_commands() | kwargs.pop("env", {})
     script, cwd = str(ROOT / arguments[0]), str(kwargs.pop("cwd", "/"))
     read_at_start = {name for name in environment if name.startswith(("OMP_", "PYTHON", "LD_"))}
     # these start processes themselves, which wants a Python that is no fork
-    fresh |= any(word in text for text in arguments for word in ("launcher=", "devices=2"))
+    if fresh is None:
+        fresh = any(word in text for text in arguments for word in ("launcher=", "devices=2"))
     if fresh or kwargs or sys.platform != "linux" or any(environment[n] != os.environ.get(n) for n in read_at_start):
         return subprocess.run(
             [sys.executable, script, *arguments[1:]],
@@ -184,7 +213,7 @@ def command(*arguments: str, check: bool = False, fresh: bool = False, **kwargs)
             timeout=LIMIT,
             **kwargs,
         )
-    done = forked([script, *arguments[1:]], cwd, environment)
+    done = Forked([script, *arguments[1:]], cwd, environment).wait()
     if check:
         done.check_returncode()
     return done

@@ -8,7 +8,8 @@ show (imports that are missing, variables that are read while torch is imported)
 
     python tests/preloaded.py NUMBER        # of the file, open already, that is the socket on which to listen
 
-A request is one line of JSON: arguments, cwd, env, stdout, stderr (names of files). The answer is the exit status.
+A request is one line of JSON: arguments, cwd, env, stdout, stderr (names of files). The answer is two lines: the
+number of the process, and when it has ended the exit status.
 """
 
 from __future__ import annotations
@@ -31,12 +32,16 @@ MODULES = (
     "hydra",
     "lightning",
     "matplotlib.pyplot",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
     "pandas",
     "repmlp",
     "repmlp.data",
     "repmlp.runs.launch",
     "timm",
     "torch",
+    "torch.onnx._internal.exporter._torchlib.ops",  # which onnxscript compiles while it is imported
     "torch.utils.tensorboard",
     "torchmetrics",
     "torchvision",
@@ -101,6 +106,7 @@ class Handler(socketserver.StreamRequestHandler):
             signal.signal(signal.SIGINT, signal.default_int_handler)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             run(request)
+        self.wfile.write(f"{child}\n".encode())
         self.wfile.write(f"{os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}\n".encode())
 
 

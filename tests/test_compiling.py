@@ -42,6 +42,4 @@ def test_a_run_compiles_once_and_for_training(tmp_path, graphs):
         pytest.approx(entry["train_loss"], rel=1e-5) for entry in plain["curve"]
     ]
     assert through_graphs["top1_pct"] == plain["top1_pct"]
-    assert (
-        torch.compiler.is_compiling() is False and len(plain["curve"]) > 1
-    )  # evaluated between epochs, then trained on
+    assert len(plain["curve"]) > 1  # evaluated between epochs, then trained on

@@ -4,8 +4,6 @@ import builtins
 import copy
 import importlib.util
 import json
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -286,9 +284,8 @@ def test_file_names_with_any_marks_where_the_user_stands(trained, tmp_path):
     ]
     assert place("/a/b") == Path("/a/b")
     (tmp_path / "epoch=3-step=10.safetensors").write_bytes(trained.read_bytes())
-    start = [sys.executable, str(ROOT / "experiments/export.py")]
     found, absent = (
-        subprocess.run([*start, f"checkpoint={name}", "rounds=1"], cwd=tmp_path, capture_output=True, text=True)
+        command("experiments/export.py", f"checkpoint={name}", "rounds=1", cwd=tmp_path)
         for name in ("epoch=3-step=10.safetensors", "no=where.pth")
     )
     assert found.returncode == 0 and (tmp_path / "export/model.onnx").is_file(), found.stderr

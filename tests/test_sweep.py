@@ -6,9 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, TINY, command, compose_config
+from conftest import ROOT, TINY, command, compose_config, start
 from hydra import compose, initialize_config_dir
-from test_run import start
 
 from repmlp.runs.key import run_key
 from repmlp.runs.run import Outcome, run_label
@@ -49,10 +48,10 @@ def test_rows_side_by_side_with_joblib(tmp_path):
 
 def test_two_sweeps_at_once_train_each_row_once(tmp_path):
     folders = [f"results_dir={tmp_path}/r", f"output_dir={tmp_path}/o"]
-    sweeps = [start([*ROWS, *folders, "seed=0,1,2", "recipe.epochs=4"], tmp_path) for _ in range(2)]
-    outputs = [process.communicate(timeout=240)[0] for process in sweeps]
-    assert [process.returncode for process in sweeps] == [0, 0], outputs
-    assert sum(text.count(" finished in ") for text in outputs) == 3, outputs
+    arguments = ("experiments/ablate.py", *ROWS, *folders, "seed=0,1,2", "recipe.epochs=4")
+    ended = [process.wait() for process in [start(*arguments), start(*arguments)]]
+    assert [process.returncode for process in ended] == [0, 0], ended
+    assert sum((process.stdout + process.stderr).count(" finished in ") for process in ended) == 3, ended
     assert sorted(r["seed"] for r in records(tmp_path)) == [0, 1, 2]
     assert not list(tmp_path.glob("r/s/records/*.damaged*"))
 
@@ -150,7 +149,7 @@ def test_a_sweep_ends_within_its_minutes(tmp_path):
 
 
 def test_what_is_raised_outside_of_a_run_is_told(tmp_path):
-    done = sweep(tmp_path, "seed=0,1", "trainer.devices=2")
+    done = sweep(tmp_path, "seed=0,1", "trainer.devices=2", fresh=False)  # refused before a process starts
     assert done.returncode == 1 and "a sweep trains each run on one device" in done.stderr
 
 
