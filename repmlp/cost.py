@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from repmlp.layers import LocalPerceptron
+from repmlp.local_perceptron import LocalPerceptron
 from repmlp.sizes import height_width
 
 BATCH_NORMS = (torch.ops.aten._native_batch_norm_legit_no_training, torch.ops.aten.native_batch_norm)

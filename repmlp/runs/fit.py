@@ -16,12 +16,13 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from torch import Tensor
 
 from repmlp import branches
 from repmlp.checkpoints import check_state_dict, save_model
 from repmlp.cost import count_macs, count_params, count_params_paper
-from repmlp.layers import branches_by
+from repmlp.local_perceptron import branches_by
 from repmlp.locality import network_profiles
 from repmlp.runs.outcome import first_process, one_line
 from repmlp.runs.provenance import device_name, processor, versions
@@ -31,6 +32,7 @@ from repmlp.runs.tasks import TASKS
 from repmlp.trained_on import TrainedOn
 from repmlp.training.base import RecipeModule
 from repmlp.training.callbacks import AveragedWeights, Checkpoints, Deadline, EvaluationUncompiled, KernelImages
+from repmlp.training.compiling import compile_for_training
 from repmlp.training.history import History, kept_in
 from repmlp.training.memory import freed_memory_kept
 from repmlp.training.merging import BATCHES, MergeMidway, drop_branches
@@ -68,7 +70,10 @@ def train(settings: Run, folder: Path, path: Path, deadline: float | None, state
     trainer.log_every_n_steps = len(train_loader)
     module = task.build_module(settings, net, data, steps_per_epoch=len(train_loader))
     if options.compile:
-        net.compile(mode=None if options.compile is True else options.compile)
+        if options.compile is True:
+            compile_for_training(net)
+        else:  # a CUDA graph is of the whole network
+            net.compile(mode=options.compile)
     last = folder / "last.ckpt"
     done = _epochs_done(last, module, state["commit"] if settings.rerun else None)
     train_loader.sampler.set_epoch(done)  # workers fetch ahead, before Lightning tells them which epoch it is
@@ -174,11 +179,20 @@ def make_trainer(settings: Run, folder: Path, commit: str | None, deadline: floa
         num_sanity_val_steps=0,
         logger=logger,
         callbacks=[*callbacks, history],
+        # Lightning's own way to be requeued by Slurm would write into the folder that one stands in, where each later
+        # run would go on from it. A run goes on from its own last epoch, whoever gives the command again.
+        default_root_dir=folder,
+        plugins=[SLURMEnvironment(auto_requeue=False)] if _by_slurm() else [],
         enable_progress_bar=bar,
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
     return trainer, history
+
+
+def _by_slurm() -> bool:
+    """Say whether Slurm started this process, and Lightning would ask it for ranks (torchrun comes first there)."""
+    return SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()
 
 
 def _accelerator(name: str) -> str:
@@ -207,7 +221,10 @@ def _quieten() -> None:
 
 
 def _fit(trainer: L.Trainer, module: RecipeModule, train_loader: Any, val_loader: Any, checkpoint: Path | None) -> None:
-    """Run the fit loop; Ctrl-C comes out as KeyboardInterrupt (Lightning turns it into an exit)."""
+    """Run the fit loop; Ctrl-C comes out as KeyboardInterrupt (Lightning turns it into an exit).
+
+    An exit that someone else asks for, such as the handler of a signal by which a cluster takes a job away, stays one.
+    """
     on_cpu = trainer.strategy.root_device.type == "cpu"
     try:
         with freed_memory_kept() if on_cpu else contextlib.nullcontext():
@@ -219,7 +236,9 @@ def _fit(trainer: L.Trainer, module: RecipeModule, train_loader: Any, val_loader
                 weights_only=True,
             )
     except SystemExit as error:
-        raise KeyboardInterrupt from error
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from error
+        raise
 
 
 def _epochs_done(path: Path, module: RecipeModule, only_commit: str | None) -> int:

@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 PLAN, OUTCOMES = "plan.json", "outcomes"
 STATES = ("finished", "skipped", "busy", "postponed", "failed")
+SWEEPS: list[tuple[Path, Path]] = []  # folder and results of the sweep that this process started
 # What run_label says of a run in its own words
 SAID = ("model", "model.name", "model.kernels", "model.share_sets", "model.global_perceptron", "model.embed_kernel",
         "data.n_train", "recipe.epochs", "seed")  # fmt: skip
@@ -45,6 +46,7 @@ class SweepReport(Callback):
                 "error: a sweeper that searches would choose by the images that results are reported on: "
                 "use data.holdout=0.1, a tenth of the training images to choose by"
             )
+        SWEEPS.append((Path(config.hydra.sweep.dir), results_of(config)))
         given = list(config.hydra.overrides.task)
         rows = sweep_rows(config.hydra.sweeper.params, given) if basic else None
         start_plan(Path(config.hydra.sweep.dir), rows, given)
@@ -72,6 +74,18 @@ class SweepReport(Callback):
             outcome = Outcome("failed", " ".join(job_return.overrides or []) or "run", "", one_line(raised))
             note_outcome(folder, number, outcome)
             log.error(outcome_line(outcome, number))
+
+
+def ended_without_a_word(error: Exception) -> bool:
+    """Say whether a launcher complains that the process of a run is gone: joblib's workers, submitit's jobs."""
+    return any(kind.__name__ in ("BrokenProcessPool", "UncompletedJobError") for kind in type(error).__mro__)
+
+
+def summary_so_far() -> None:
+    """Print the summary of the sweep that this process started, where its launcher gave up."""
+    for folder, results in SWEEPS:
+        with contextlib.suppress(SystemExit):
+            finish(folder, results)
 
 
 def results_of(config: DictConfig) -> Path:
