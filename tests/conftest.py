@@ -190,18 +190,16 @@ def start(*arguments: str) -> Forked:
     return Forked([str(ROOT / arguments[0]), *arguments[1:]], "/", environment_of_commands())
 
 
-def command(*arguments: str, check: bool = False, fresh: bool | None = None, **kwargs) -> subprocess.CompletedProcess:
+def command(*arguments: str, check: bool = False, fresh: bool = False, **kwargs) -> subprocess.CompletedProcess:
     """Run a script of the project with this Python, from another folder than the repository's.
 
     fresh: in a Python that has imported nothing yet, as a user's has; slow. Without it, the script runs in a fork of
-    a process that has imported torch and the others, unless it starts processes itself.
+    a process that has imported torch and the others.
     """
     environment = environment_of_commands() | kwargs.pop("env", {})
     script, cwd = str(ROOT / arguments[0]), str(kwargs.pop("cwd", "/"))
     read_at_start = {name for name in environment if name.startswith(("OMP_", "PYTHON", "LD_"))}
     # these start processes themselves, which wants a Python that is no fork
-    if fresh is None:
-        fresh = any(word in text for text in arguments for word in ("launcher=", "devices=2"))
     if fresh or kwargs or sys.platform != "linux" or any(environment[n] != os.environ.get(n) for n in read_at_start):
         return subprocess.run(
             [sys.executable, script, *arguments[1:]],

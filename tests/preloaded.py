@@ -26,6 +26,7 @@ import signal
 import socket
 import socketserver
 import sys
+import threading
 import traceback
 
 MODULES = (
@@ -85,6 +86,8 @@ def run(request: dict) -> None:
     except BaseException:
         traceback.print_exc()
         status = 1
+    with contextlib.suppress(Exception):
+        threading._shutdown()  # as Python ends: first the threads, to which joblib's workers belong
     with contextlib.suppress(Exception):
         atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):

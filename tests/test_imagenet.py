@@ -306,7 +306,6 @@ def test_a_sweep_refuses_several_devices(folders, tmp_path):
     done = command(
         *("experiments/ablate.py", "+sweep=locality_imagenet", f"data.root={folders}", "trainer.devices=2"),
         *(f"results_dir={tmp_path}/r", f"output_dir={tmp_path}/o"),
-        fresh=False,  # refused before a process starts
     )
     assert done.returncode == 1 and "a sweep trains each run on one device" in done.stderr
 

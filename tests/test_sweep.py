@@ -149,7 +149,7 @@ def test_a_sweep_ends_within_its_minutes(tmp_path):
 
 
 def test_what_is_raised_outside_of_a_run_is_told(tmp_path):
-    done = sweep(tmp_path, "seed=0,1", "trainer.devices=2", fresh=False)  # refused before a process starts
+    done = sweep(tmp_path, "seed=0,1", "trainer.devices=2")
     assert done.returncode == 1 and "a sweep trains each run on one device" in done.stderr
 
 

@@ -40,6 +40,14 @@ def timm_counts(name: str, img_size: int) -> tuple[int, int]:
 
 
 @cache
+def variant_counts(name: str, img_size: int) -> tuple[int, int, int]:
+    """Count a variant of RepMLPNet: (params while training, params merged, MACs while training)."""
+    with torch.device("meta"):
+        model, merged = (timm.create_model(name, inference_mode=form) for form in (False, True))
+    return count_params(model), count_params(merged), count_macs(model, img_size)
+
+
+@cache
 def structure(name: str) -> dict[str, str]:
     """Read off a variant what Table 1 prints of it: channels, blocks, sizes of maps and share-sets, per stage."""
     with torch.device("meta"):
