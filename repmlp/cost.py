@@ -84,7 +84,9 @@ def count_macs(model: nn.Module, img_size: int | tuple[int, int], in_chans: int 
     Raises ValueError for a network that takes images of another size only.
     """
     height, width = height_width(img_size)
-    model = copy.deepcopy(model).to("meta").eval()
+    tensors = (*model.parameters(), *model.buffers())
+    if not all(t.is_meta for t in tensors) or any(m.training for m in model.modules()):
+        model = copy.deepcopy(model).to("meta").eval()
     with torch.no_grad(), _Counter() as counter:
         try:
             model(torch.empty(1, in_chans, height, width, device="meta", dtype=dtype_of(model)))

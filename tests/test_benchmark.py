@@ -111,8 +111,9 @@ def test_every_benchmark_has_its_file_and_its_place_on_the_command_line():
 def measured(tmp_path_factory):
     folder = tmp_path_factory.mktemp("benchmark")
     done = command(
-        *("experiments/benchmark.py", "models=[repmlpnet_cifar,resnet18@32]", "batch_sizes=[1]", "rounds=2"),
+        *("experiments/benchmark.py", "models=[repmlpnet_cifar,resnet18@32]", "batch_sizes=[1]", "rounds=1"),
         *("what=[inference,training,conv_to_fc,segmentation]", "training_batch_sizes=[2]", "device=cpu", "threads=1"),
+        "warmup=0",
         *("segmentation_models=[upernet_slim@96x64,upernet_slim_resnet@96x64]", f"results_dir={folder}"),
     )
     assert done.returncode == 0, done.stdout + done.stderr
