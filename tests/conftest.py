@@ -6,7 +6,6 @@ import copy
 import functools
 import json
 import os
-import select
 import shutil
 import socket
 import subprocess
@@ -168,7 +167,11 @@ class Forked:
         self.pid = int(self.answer.readline())
 
     def has_ended(self) -> bool:
-        return bool(select.select([self.connection], [], [], 0)[0])
+        try:
+            os.kill(self.pid, 0)  # sends nothing
+        except ProcessLookupError:
+            return True
+        return False
 
     def wait(self) -> subprocess.CompletedProcess:
         """Return how it ended and what it said; once."""
@@ -199,7 +202,6 @@ def command(*arguments: str, check: bool = False, fresh: bool = False, **kwargs)
     environment = environment_of_commands() | kwargs.pop("env", {})
     script, cwd = str(ROOT / arguments[0]), str(kwargs.pop("cwd", "/"))
     read_at_start = {name for name in environment if name.startswith(("OMP_", "PYTHON", "LD_"))}
-    # these start processes themselves, which wants a Python that is no fork
     if fresh or kwargs or sys.platform != "linux" or any(environment[n] != os.environ.get(n) for n in read_at_start):
         return subprocess.run(
             [sys.executable, script, *arguments[1:]],

@@ -285,7 +285,7 @@ def test_file_names_with_any_marks_where_the_user_stands(trained, tmp_path):
     assert place("/a/b") == Path("/a/b")
     (tmp_path / "epoch=3-step=10.safetensors").write_bytes(trained.read_bytes())
     found, absent = (
-        command("experiments/export.py", f"checkpoint={name}", "rounds=1", cwd=tmp_path)
+        command("experiments/export.py", f"checkpoint={name}", "rounds=1", cwd=tmp_path, fresh=name == "no=where.pth")
         for name in ("epoch=3-step=10.safetensors", "no=where.pth")
     )
     assert found.returncode == 0 and (tmp_path / "export/model.onnx").is_file(), found.stderr
