@@ -185,7 +185,7 @@ def test_a_runner_leaves_the_network_as_it_was():
         ("models=[resnet_18]", "models: 'resnet_18' is no network"),
         ("segmentation_models=[upernet_slim@384]", "'upernet_slim@384' is no upernet of"),
         ("segmentation_models=[upernet_slim@360x480]", "have to be multiples of 32"),
-        ("rounds=0", "rounds=0: use a whole number, 1 or more"),
+        ("rounds=0", "rounds=0: use a whole number, at least 1"),
         ("batch_sizes=[0]", "batch_sizes=[0]: use a list of whole numbers"),
     ],
 )

@@ -11,6 +11,7 @@ import timm
 import torch
 
 from repmlp.models.upernet import STRIDE
+from repmlp.runs.settings import whole
 
 from .older_networks import OLDER
 
@@ -38,9 +39,8 @@ def check(options: Mapping[str, Any]) -> None:
         if not all(type(n) is int and n > 0 for n in options[name]):
             raise ValueError(f"{name}={options[name]}: use a list of whole numbers, 1 or more")
     for name, least in (("threads", 1), ("rounds", 1), ("warmup", 0)):
-        value = options[name]
-        if not (name == "threads" and value is None) and not (type(value) is int and value >= least):
-            raise ValueError(f"{name}={value!r}: use a whole number, {least} or more")
+        if options[name] is not None or name != "threads":
+            whole(name, options[name], least)
     for name in options["older_models"]:
         if name not in OLDER:
             raise ValueError(f"older_models: {name!r} is none of {', '.join(OLDER)}")
