@@ -7,7 +7,7 @@ convolutions beside it; `reparameterize()` adds them into its weight, after whic
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import torch
 import torch.fx
@@ -15,185 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repmlp.branches import BranchSpec, parse_all
-from repmlp.randomness import derive_seed
-from repmlp.reparam import BatchNormStats, Branch, inverse_permutation, merge_branches
-from repmlp.tracing import fixed, of_size
+from repmlp.local_perceptron import LocalPerceptron
+from repmlp.maps import cut_into_tiles, join_tiles, sets_first
+from repmlp.parameters import batch_norm_stats, check_parameters, set_parameter
+from repmlp.reparam import merge_branches
 
-
-def is_batch_norm(module: nn.Module) -> bool:
-    """Say whether a module is a batch norm: torch's, for one process or several, or timm's frozen one."""
-    frozen = all(hasattr(module, name) for name in ("running_mean", "running_var", "eps"))
-    return isinstance(module, nn.modules.batchnorm._BatchNorm) or frozen
-
-
-def batch_norm_stats(norm: nn.Module) -> BatchNormStats:
-    """Read the evaluation-time numbers of a batch norm, see is_batch_norm.
-
-    Raises ValueError where it keeps none, or has an activation in it, as timm's BatchNormAct2d may.
-    """
-    if norm.running_mean is None or norm.running_var is None:
-        raise ValueError("a batch norm without running statistics cannot be merged")
-    act = getattr(norm, "act", None)
-    if act is not None and not isinstance(act, nn.Identity):
-        raise ValueError(f"a {type(norm).__name__} with {type(act).__name__} in it is not linear and cannot be merged")
-    check_parameters(norm)
-    return BatchNormStats(norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)
-
-
-def check_parameters(module: nn.Module) -> None:
-    """Raise ValueError where weight or bias of a layer are computed from other parameters.
-
-    So they are under torch.nn.utils.prune, weight_norm, spectral_norm and parametrize: written over, they would be
-    computed anew in the next forward(), and what stands there now may be stale.
-    """
-    for name in ("weight", "bias"):
-        if hasattr(module, name) and name not in module._parameters and name not in module._buffers:
-            raise ValueError(
-                f"{name} of {type(module).__name__} is computed from other parameters (pruning, weight norm, a "
-                "parametrization): make it permanent first, by torch.nn.utils.prune.remove, remove_weight_norm or "
-                "parametrize.remove_parametrizations"
-            )
-
-
-def set_parameter(module: nn.Module, name: str, value: Tensor) -> None:
-    """Write a merged weight or bias into the Parameter that is there, which optimizers hold; a new one where none is.
-
-    A new bias asks for gradients where the weight does.
-    """
-    parameter = getattr(module, name)
-    if parameter is None:
-        module.register_parameter(name, nn.Parameter(value, requires_grad=module.weight.requires_grad))
-    elif parameter.data_ptr() != value.data_ptr():
-        parameter.copy_(value)
-
-
-def shuffled_grid(size: tuple[int, int]) -> Tensor:
-    """Draw the order of positions of a shuffled h x w grid, int64 (h*w,), from the seed that torch was given last.
-
-    It is one for all layers of a net with maps of this size, and takes nothing from the random numbers that weights
-    start from, which are those of the same net with plain branches.
-    """
-    generator = torch.Generator().manual_seed(derive_seed(torch.initial_seed(), "shuffled grid", *size))
-    return torch.randperm(size[0] * size[1], generator=generator, device="cpu")
-
-
-def reordered(x: Tensor, order: Tensor) -> Tensor:
-    """Put the positions of maps in another order: (N, C, h, w) -> (N, C, h, w), channels-last in memory."""
-    # (N, C, h, w) -> (N, h*w, C), a view of a channels-last map -> (N, C, h, w)
-    return x.flatten(2).transpose(1, 2).index_select(1, order).transpose(1, 2).unflatten(2, x.shape[2:])
-
-
-class LocalPerceptron(nn.Module):
-    """Parallel depth-wise convolutions, each followed by a batch norm, summed.
-
-    Paper: RepMLPNet Section 4, "Local Perceptron"; dilated, one-row and shuffled branches (see repmlp.branches) are
-    ours. S channels each, on the interleaved view of the map: channel c of the map is convolved with kernel c mod S,
-    and the batch norm pools over the channels of a set.
-
-    Shuffled branches see the map in the order of the buffer `permutation` (h*w,), int64, and put their output back. It
-    is drawn by `shuffled_grid`, saved and loaded with the weights.
-
-    share_sets: S, has to divide the channels. kernels: branches, e.g. (1, 3, "1x3", "3d2", "3s").
-    size: (h, w) of the map, or (n,) for a sequence, where a branch k or "1xk" has k taps along it; afterwards the
-    attribute `size` is (h, w), or (1, n). None lets maps of any size through, but takes no shuffled branch.
-    Input and output (N, C, h, w), of a sequence (N, C, 1, n).
-    Raises ValueError for what is no branch, there twice, of no use on the map (BranchSpec.fits) or shuffled without a
-    size, and in forward() for shuffled branches on a map of another size.
-    """
-
-    def __init__(
-        self,
-        share_sets: int,
-        kernels: Iterable[BranchSpec | int | str] = (1, 3),
-        size: Sequence[int] | None = None,
-    ):
-        super().__init__()
-        self.share_sets = share_sets
-        self.specs = parse_all(kernels, size)
-        sequence = size is not None and len(size) == 1
-        self.size = None if size is None else (1, int(size[0])) if sequence else (int(size[0]), int(size[1]))
-        self.shuffled = [spec.shuffled for spec in self.specs]  # apart from the specs, which TorchScript cannot read
-        shuffled = [spec for spec in self.specs if spec.shuffled]
-        if shuffled and size is None:
-            raise ValueError(f"branch {shuffled[0].label}: a shuffled grid needs the size of the map, size=(h, w)")
-        # Drawn as if nothing were shuffled, so that "3s" starts from the values that 3 would have.
-        convs = {}
-        for spec in sorted(self.specs, key=lambda spec: (spec.order[1:], spec.shuffled)):
-            # a sequence is a map one cell high
-            shape, padding = ((1, spec.shape[1]), (0, spec.padding[1])) if sequence else (spec.shape, spec.padding)
-            convs[spec] = nn.Conv2d(
-                share_sets, share_sets, shape, padding=padding, dilation=spec.dilation, groups=share_sets, bias=False
-            )
-        self.convs = nn.ModuleDict({str(spec.value): convs[spec] for spec in self.specs})
-        self.norms = nn.ModuleDict({key: nn.BatchNorm2d(share_sets) for key in self.convs})
-        order = torch.empty(self.size[0] * self.size[1], dtype=torch.int64) if shuffled else None
-        self.register_buffer("permutation", order)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw the order of the shuffled grid, the one thing here that belongs to no convolution or batch norm."""
-        if self.permutation is not None:
-            self.permutation.copy_(shuffled_grid(self.size))
-
-    @torch.jit.unused
-    @property
-    def kernels(self) -> tuple[int | str, ...]:
-        """Return the branches as configurations spell them, sorted."""
-        return tuple(spec.value for spec in self.specs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        n, c, h, w = x.shape
-        source, back = x, None
-        if self.permutation is not None:
-            source, back = onto_shuffled_grid(x, self.permutation, self.size), inverse_permutation(self.permutation)
-        # Convolving C channels with repeated kernels is the same as S channels with a C/S times larger batch. On a CPU
-        # it took 24 ms where one channel and a batch of 32768 took 1700 ms (forward and backward).
-        out: Tensor | None = None
-        for i, (conv, norm) in enumerate(zip(self.convs.values(), self.norms.values())):  # noqa: B905 (TorchScript)
-            kernel = copies(conv.weight, c // self.share_sets)
-            shuffled = self.shuffled[i]
-            y = F.conv2d(source if shuffled else x, kernel, None, conv.stride, conv.padding, conv.dilation, c)
-            if shuffled and back is not None:
-                y = reordered(y, back)
-            # (N, C, h, w) -> (N*C/S, S, h, w)
-            y = norm(y.reshape(n * (c // self.share_sets), self.share_sets, h, w))
-            out = y if out is None else out + y
-        assert out is not None  # there is a branch at least
-        # (N*C/S, S, h, w) -> (N, C, h, w)
-        return out.reshape(n, c, h, w)
-
-    def branches(self) -> list[Branch]:
-        """Return the convolutions as plain tensors, ready for `merge_branches`."""
-        found = []
-        for spec in self.specs:
-            conv, norm = self.convs[str(spec.value)], self.norms[str(spec.value)]
-            check_parameters(conv)
-            order = self.permutation if spec.shuffled else None
-            found.append(Branch(conv.weight, None, batch_norm_stats(norm), spec.dilation, order))
-        return found
-
-    @torch.no_grad()
-    def taps(self, point: tuple[int, int]) -> Tensor:
-        """Say which cells of the input map the branches see from one output point: bool (h, w), on the CPU.
-
-        point: (y, x), counted from 0.
-        Raises ValueError where the point lies outside the map, or the map's size was not given.
-        """
-        if self.size is None or not all(0 <= at < length for at, length in zip(point, self.size, strict=True)):
-            raise ValueError(f"point {tuple(point)} lies outside the map of size {self.size} (counted from 0)")
-        spot = torch.zeros(1, 1, *self.size, device="cpu")
-        spot[0, 0, point[0], point[1]] = 1
-        order = None if self.permutation is None else self.permutation.cpu()
-        seen = torch.zeros_like(spot, dtype=torch.bool)
-        for spec in self.specs:
-            conv = self.convs[str(spec.value)]
-            # the taps lie symmetrically, so a kernel of ones spreads the point to the cells that it sees
-            ones = torch.ones(1, 1, *conv.kernel_size, device="cpu")
-            x = reordered(spot, order) if spec.shuffled else spot
-            y = F.conv2d(x, ones, padding=conv.padding, dilation=conv.dilation)
-            seen |= (reordered(y, inverse_permutation(order)) if spec.shuffled else y) > 0
-        # (1, 1, h, w) -> (h, w)
-        return seen[0, 0]
+for _name in ("cut_into_tiles", "join_tiles", "sets_first"):
+    torch.fx.wrap(_name)
 
 
 class SetSharingFC(nn.Module):
@@ -325,78 +153,6 @@ class GlobalPerceptron(nn.Module):
         gate = torch.sigmoid(self.fc2(F.relu(self.fc1(pooled))))
         # (N, C) -> (N, C, 1, 1)
         return gate[:, :, None, None]
-
-
-# What decides by the size of a map stands in functions of its own, which torch.fx keeps as calls: so its graph decides
-# anew for each input, as the layer does.
-
-
-@torch.fx.wrap
-def sets_first(x: Tensor, share_sets: int, size: tuple[int, int]) -> Tensor:
-    """Sort maps by share-set: (N, C, h, w) -> (S, N*C/S, h*w), a view where it can be.
-
-    Channel c is member c // S of set c mod S.
-    Raises ValueError where S does not divide the channels, or the maps have another size.
-    """
-    n, c, h, w = x.shape
-    if c % share_sets != 0 or h != size[0] or w != size[1]:
-        raise ValueError(
-            f"got maps of {c} channels and size ({h}, {w}); {share_sets} share-sets have to divide the channels, and "
-            f"the size has to be ({size[0]}, {size[1]}) (RepMLPBlock cuts other sizes into partitions)"
-        )
-    return x.reshape(n * (c // share_sets), share_sets, h * w).transpose(0, 1)
-
-
-@torch.fx.wrap
-def copies(kernel: Tensor, number: int) -> Tensor:
-    """Repeat the kernels of S sets for all channels: (S, 1, kh, kw) -> (number*S, 1, kh, kw)."""
-    return kernel.repeat(fixed(number), 1, 1, 1)
-
-
-@torch.fx.wrap
-def onto_shuffled_grid(x: Tensor, order: Tensor, size: tuple[int, int]) -> Tensor:
-    """Put the positions of maps (N, C, h, w) in the order of a shuffled grid; ValueError for maps of another size."""
-    if x.shape[2] != size[0] or x.shape[3] != size[1]:
-        raise ValueError(
-            f"got maps of size ({x.shape[2]}, {x.shape[3]}): the shuffled grid of these branches has size "
-            f"({size[0]}, {size[1]})"
-        )
-    return reordered(x, order)
-
-
-@torch.fx.wrap
-def cut_into_tiles(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Cut maps into h x w partitions, padded with zeros at the bottom and right: (N, C, H, W) -> (N*tiles, C, h, w).
-
-    A map of that size is returned as it is.
-    """
-    n, c, height, width = x.shape
-    h, w = size
-    if height == h and width == w:
-        return of_size(x, h, w)
-    rows, columns = tiles_of((height, width), size)
-    x = F.pad(x, (0, columns * w - width, 0, rows * h - height))
-    # (N, C, rows*h, columns*w) -> (N*rows*columns, C, h, w): tiles join the batch, never the channels
-    return x.view(n, c, rows, h, columns, w).permute(0, 2, 4, 1, 3, 5).reshape(n * rows * columns, c, h, w)
-
-
-@torch.fx.wrap
-def join_tiles(tiles: Tensor, map_size: tuple[int, int]) -> Tensor:
-    """Put partitions together again and crop the padding: (N*tiles, C, h, w) -> (N, C, H, W)."""
-    m, c, h, w = tiles.shape
-    height, width = map_size
-    if height == h and width == w:
-        return tiles
-    rows, columns = tiles_of(map_size, (h, w))
-    # (N*rows*columns, C, h, w) -> (N, C, rows*h, columns*w)
-    x = tiles.view(m // (rows * columns), rows, columns, c, h, w).permute(0, 3, 1, 4, 2, 5)
-    return x.reshape(m // (rows * columns), c, rows * h, columns * w)[:, :, :height, :width]
-
-
-def tiles_of(map_size: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
-    """Return how many rows and columns of h x w partitions cover an H x W map."""
-    # no division of negative numbers, which ONNX rounds towards zero
-    return (map_size[0] + size[0] - 1) // size[0], (map_size[1] + size[1] - 1) // size[1]
 
 
 class RepMLPBlock(nn.Module):

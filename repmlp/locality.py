@@ -76,12 +76,18 @@ def locality_profile(weight: Tensor, size: tuple[int, int]) -> list[float]:
     covers. Averaged over all output points and share-sets, each output point's weights summing to 1. The last entry is
     1. For weights without locality, entry r is the mean share of the map's cells that lie so near: `uniform_profile`.
     """
+    return _profile(weight, size).tolist()
+
+
+def _profile(weight: Tensor, size: tuple[int, int]) -> Tensor:
+    """Compute a locality profile where the weight is, without waiting for it: (max(h, w),), float64."""
     h, w = size
     magnitude = weight.detach().double().abs()
     share = magnitude / magnitude.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
     # one pass over the matrix, whose 4096 x 4096 numbers in a large net took half a minute distance by distance
-    at_distance = torch.bincount(_distances(size).flatten(), share.mean(dim=0).flatten().cpu(), max(h, w))
-    return (at_distance.cumsum(0) / (h * w)).tolist()
+    at_distance = share.new_zeros(max(h, w))
+    at_distance.index_add_(0, _distances(size, weight.device).flatten(), share.mean(dim=0).flatten())
+    return at_distance.cumsum(0) / (h * w)
 
 
 def uniform_profile(size: tuple[int, int]) -> list[float]:
@@ -113,15 +119,17 @@ def network_profiles(net: nn.Module) -> list[dict[str, Any]]:
     the merged kernel) and as `injected` (with its branches). Of a group-wise FC the magnitudes of a group's channels
     are summed. [] for a network without such layers.
     """
-    profiles = []
+    kinds = (*SPATIAL_LAYERS, PartitionPerceptron)
+    layers = {name: layer for name, layer in net.named_modules() if isinstance(layer, kinds)}
+    if not layers:
+        return []
     with torch.no_grad():
-        for name, layer in net.named_modules():
-            if isinstance(layer, (*SPATIAL_LAYERS, PartitionPerceptron)):
-                before, after = (
-                    [round(share, 6) for share in locality_profile(_over_maps(layer, b), layer.size)]
-                    for b in (False, True)
-                )
-                profiles.append({"layer": name, "size": list(layer.size), "trained": before, "injected": after})
+        both = [_profile(_over_maps(layer, b), layer.size) for layer in layers.values() for b in (False, True)]
+        numbers = iter(torch.cat(both).tolist())  # one transfer, the only wait for the device
+    profiles = []
+    for name, layer in layers.items():
+        before, after = ([round(next(numbers), 6) for _ in range(max(layer.size))] for _ in ("trained", "injected"))
+        profiles.append({"layer": name, "size": list(layer.size), "trained": before, "injected": after})
     return profiles
 
 
@@ -135,9 +143,9 @@ def _over_maps(layer: nn.Module, branches: bool) -> Tensor:
     return weight.view(len(weight), -1, positions, weight.shape[2] // positions, positions).abs().sum(dim=(1, 3))
 
 
-def _distances(size: tuple[int, int]) -> Tensor:
+def _distances(size: tuple[int, int], device: torch.device | None = None) -> Tensor:
     """Return the Chebyshev distance of every output point to every input point, (h*w, h*w)."""
     h, w = size
-    y = torch.arange(h).repeat_interleave(w)
-    x = torch.arange(w).repeat(h)
+    y = torch.arange(h, device=device)[:, None].expand(h, w).flatten()
+    x = torch.arange(w, device=device).repeat(h)
     return torch.maximum((y[:, None] - y[None]).abs(), (x[:, None] - x[None]).abs())

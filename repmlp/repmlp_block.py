@@ -15,16 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repmlp.branches import BranchSpec, parse_all
-from repmlp.layers import (
-    batch_norm_stats,
-    check_parameters,
-    cut_into_tiles,
-    join_tiles,
-    reordered,
-    set_parameter,
-    shuffled_grid,
-    tiles_of,
-)
+from repmlp.local_perceptron import reordered, shuffled_grid
+from repmlp.maps import cut_into_tiles, join_tiles, tiles_of
+from repmlp.parameters import batch_norm_stats, check_parameters, set_parameter
 from repmlp.reparam import Branch, fuse_bn, inverse_permutation, merge_branches
 
 
@@ -88,7 +81,7 @@ class GroupLocalPerceptron(nn.Module):
     """Parallel group-wise convolutions, each followed by a batch norm, summed.
 
     Paper: RepMLP Section 3.3, "Local Perceptron". Shuffled branches see the partition in the order of the buffer
-    `permutation`, as in repmlp.layers.LocalPerceptron.
+    `permutation`, as in repmlp.local_perceptron.LocalPerceptron.
 
     in_channels, out_channels: C, O. groups: divides both. kernels: branches, see repmlp.branches. size: (h, w).
     Input (N, C, h, w), output (N, O, h, w).
@@ -371,7 +364,7 @@ def check_partition_kernels(kernels: Iterable[BranchSpec | int | str], size: tup
     specs = parse_all(kernels)
     for spec in specs:
         # from the first tap to the last
-        height, width = (spec.dilation * (side - 1) + 1 for side in spec.shape)
+        height, width = (2 * reach + 1 for reach in spec.padding)
         if height > size[0] or width > size[1]:
             raise ValueError(
                 f"branch {spec.label} covers {height}x{width} cells, a partition has {size[0]}x{size[1]}: use a "

@@ -41,6 +41,7 @@ TINY = [
     "data.n_train=200",
     "data.n_test=100",
     "trainer.accelerator=cpu",
+    "trainer.checkpoint_every=1",
 ]
 TINY_UPERNET = {
     "name": "tiny",

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from repmlp.runs import fit
+from repmlp.runs.settings import run_of
 
 ROOT = Path(__file__).parents[1]
 KIT = ROOT / "experiments/gpu"
@@ -43,6 +44,20 @@ def test_rows_of_the_queue_are_the_sweeps_and_others_are_refused(kit, tmp_path):
     queue.write_text("repmlpnet_cifar [5] 0\n")
     with pytest.raises(SystemExit, match=r"repmlpnet_cifar \[5\] 0' is no row of \+sweep=locality"):
         rows.pack(queue, tmp_path / "kit.json")
+
+
+def test_modes_are_settings_that_change_no_key(kit, monkeypatch):
+    for rehearsal in ("", "1"):
+        monkeypatch.setenv("GPU_REHEARSAL", rehearsal)
+        rows = kit("rows")
+        plain = rows.composed(["+sweep=locality"])
+        assert len(rows.MODES) > 2 and rows.MODES["eager"] == []
+        for overrides in rows.MODES.values():
+            config = rows.composed(["+sweep=locality", *overrides])
+            settings = run_of(config)
+            assert rows.run_key(config) == rows.run_key(plain)
+            assert overrides == [] or settings.trainer != run_of(plain).trainer
+        sys.modules.pop("rows")
 
 
 def test_a_probe_stands_where_runs_keep_their_history(kit):

@@ -12,8 +12,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from repmlp import RepMLPBlock, SetSharingFC
-from repmlp.branches import parse
-from repmlp.layers import GlobalPerceptron, LocalPerceptron, batch_norm_stats
+from repmlp.branches import WAYS, parse
+from repmlp.layers import GlobalPerceptron
+from repmlp.local_perceptron import LocalPerceptron, branches_by
+from repmlp.parameters import batch_norm_stats
 
 shapes = st.fixed_dictionaries(
     {
@@ -147,6 +149,54 @@ def test_local_perceptron_trains_like_grouped_convolutions(share_sets):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-10, atol=1e-10, msg=name)
     for a, b in zip(ours.buffers(), plain.buffers(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("way", WAYS[1:])
+@given(shapes)
+def test_every_way_of_branches_computes_and_learns_the_same(way, g):
+    """In training, against the default way: outputs, gradients of maps and weights, running statistics, merged form."""
+    one, x = build(g)
+    other = branches_by(copy.deepcopy(one), way)
+    results = []
+    for block in (one, other):
+        block.train()
+        maps = x.clone().requires_grad_()
+        out = block(maps)
+        (out * torch.linspace(-1, 1, out.numel(), dtype=x.dtype).view_as(out)).sum().backward()
+        results.append({"out": out.detach(), "maps": maps.grad, **{k: p.grad for k, p in block.named_parameters()}})
+        results[-1] |= {**block.state_dict(), "merged": block.channel_perceptron.merged()[0].detach()}
+    assert results[0].keys() == results[1].keys()
+    for name, expected in results[0].items():
+        apart = (results[1][name] - expected).abs().max()
+        assert apart <= 1e-12 * max(1, float(expected.abs().max())), name
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_ways_of_branches_that_are_recorded_or_on_sequences(way):
+    torch.manual_seed(0)
+    x = torch.randn(3, 4, 5, 6, dtype=torch.float64)
+    plain = LocalPerceptron(2, (1, "1x3", "3d2", "3s"), (5, 6)).double().eval()
+    local, expected = branches_by(copy.deepcopy(plain), way), plain(x)
+    graph = torch.fx.symbolic_trace(local)
+    torch._dynamo.reset()
+    compiled = torch.compile(local, backend="aot_eager", fullgraph=True)
+    for recorded in (graph, torch.jit.script(local), compiled):
+        torch.testing.assert_close(recorded(x), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(graph(x[:2]), plain(x[:2]), rtol=1e-12, atol=1e-12)
+    with pytest.raises(ValueError, match=r"got maps of size \(6, 5\): the shuffled grid .* size \(5, 6\)"):
+        local(x.transpose(2, 3))
+    anywhere = branches_by(LocalPerceptron(2, (1, 3)).double().eval(), way)
+    sequence = branches_by(LocalPerceptron(2, (3, "5d2"), (9,)).double().eval(), way)
+    tokens = torch.randn(3, 4, 1, 9, dtype=torch.float64)
+    for layer, maps in ((anywhere, x), (anywhere, x[:, :, :3]), (sequence, tokens)):
+        found = layer(maps)
+        torch.testing.assert_close(found, branches_by(layer, "channels")(maps), rtol=1e-12, atol=1e-12)
+        branches_by(layer, way)
+
+
+def test_another_way_of_branches_is_refused():
+    with pytest.raises(ValueError, match=r"^branches by 'rows': use one of channels, sets, matrix$"):
+        branches_by(RepMLPBlock(8, (4, 4), 2), "rows")
 
 
 def test_reparameterize_is_idempotent_and_leaves_one_fc():

@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from repmlp.checkpoints import load_model
+from repmlp.local_perceptron import LocalPerceptron
 from repmlp.locality import locality_index
 from repmlp.runs import fit
 from repmlp.runs import run as runs
@@ -277,6 +278,7 @@ def refusal(folder: Path, *overrides: str) -> str:
         ("seed=-1", "seed=-1: use a whole number"),
         ("trainer.precision=16-mixed", "trainer.precision='16-mixed': use 32-true or bf16-mixed"),
         ("trainer.compile=1", "trainer.compile=1: use false, true, reduce-overhead or max-autotune"),
+        ("trainer.branches=rows", "trainer.branches='rows': use channels, sets or matrix"),
         ("trainer.compile=fast", "trainer.compile='fast': use false, true"),
         ("trainer.eval_every=0", "trainer.eval_every=0: use a whole number, at least 1"),
         ("trainer.threads=-1", "trainer.threads=-1: use a whole number, at least 1"),
@@ -360,13 +362,18 @@ def test_diverged_training_is_said(tmp_path):
 
 
 @pytest.mark.parametrize("model", ["resmlp_tiny", "repmlpnet_tiny"])
-def test_bf16_and_compile_flags(tmp_path, model):
+def test_bf16_compile_and_branches_flags(tmp_path, model, monkeypatch):
+    by_matrix, original = [], LocalPerceptron._by_matrix
+    monkeypatch.setattr(LocalPerceptron, "_by_matrix", lambda *a: by_matrix.append(1) or original(*a))
     overrides = [f"model={model}", "trainer.precision=bf16-mixed", "recipe.epochs=1", "recipe.warmup_epochs=0"]
     if model == "resmlp_tiny":
         overrides += ["trainer.compile=reduce-overhead", "model.depth=1", "trainer.precision=32-true"]
+    else:
+        overrides += ["trainer.branches=matrix"]
     config = tiny_config(tmp_path, *overrides)
     outcome = execute(config)
     assert outcome.state == "finished", outcome.message
+    assert bool(by_matrix) is (model == "repmlpnet_tiny")
     assert record_of(config)["merge_error"] < 2e-6
     assert not any("_orig_mod" in name for name in load_file(run_folder(config) / "model.safetensors"))
 

@@ -1,4 +1,6 @@
-"""Which way of training is fastest: compiled or not, how many runs side by side; measured on the project's own command.
+"""Which way of training is fastest: compiled or not, branches by convolutions or as matrices, how many runs at once.
+
+Measured on the project's own command.
 
     python first.py SECONDS
 
@@ -27,7 +29,7 @@ class Probe:
     """A run that waits between epochs."""
 
     def __init__(self, model: str, branches: str, mode: str):
-        self.name = f"{model} {branches} compile={mode}"
+        self.name = f"{model} {branches} {mode}"
         self.model, self.branches, self.mode = model, branches, mode
         self.folder = PROBES / f"{model}-{''.join(filter(str.isdigit, branches)) or 'none'}-{mode}"
         self.folder.mkdir(parents=True)
@@ -36,7 +38,7 @@ class Probe:
         overrides = [
             f"model={model}",
             f"model.kernels={branches}",
-            f"trainer.compile={mode}",
+            *SETTINGS["modes"][mode],
             f"study={self.folder.name}",
         ]
         folders = [f"output_dir={PROBES}/outputs", f"results_dir={PROBES}/results"]
@@ -101,18 +103,18 @@ def main(seconds: float) -> None:
         put_json("first.json", {"plan": plan, "measured": facts, "probes": {p.name: p.epochs() for p in probes}})
         put_tar("probes.tar.gz", PROBES, [p.folder / "log" for p in probes])
         for model, each in plan.items():
-            clock.say(f"PLAN {model}: compile={each['compile']}; seconds a row, by rows at once: {each['seconds']}")
+            clock.say(f"PLAN {model}: {each['mode']}; seconds a row, by rows at once: {each['seconds']}")
     benchmark(clock, spare=2)
     clock.say("first.py ends")
 
 
 def measure(clock: Clock, probes: list[Probe], facts: dict[str, dict]) -> None:
     both, *others = SETTINGS["branches"]
-    probes += [Probe(model, both, mode) for model in SETTINGS["models"] for mode in SETTINGS["compile"]]
+    probes += [Probe(model, both, mode) for model in SETTINGS["models"] for mode in SETTINGS["modes"]]
     clock.say(f"{len(probes)} probes started")
     wait_for(lambda: all(p.ready() or not p.alive() for p in probes), 0.6 * clock.left())
     # one compiled network of each kind is worth more than a timing side by side
-    compiled = [[p for p in probes if p.model == model and p.mode != "false"] for model in SETTINGS["models"]]
+    compiled = [[p for p in probes if p.model == model and p.mode != "eager"] for model in SETTINGS["models"]]
     wait_for(
         lambda: all(any(p.ready() for p in of) or not any(p.alive() for p in of) for of in compiled), 0.6 * clock.left()
     )
@@ -141,7 +143,7 @@ def measure(clock: Clock, probes: list[Probe], facts: dict[str, dict]) -> None:
         if steps:
             epochs = best.epochs()
             facts[model] = {
-                "compile": best.mode,
+                "mode": best.mode,
                 "ms_a_step": {p.mode: 1000 * s for p, s in steps.items()},
                 "step": {"1": steps[best]},
                 "start": epochs[0]["time"] - best.started,
@@ -151,7 +153,7 @@ def measure(clock: Clock, probes: list[Probe], facts: dict[str, dict]) -> None:
             }
     together = {model: [p for p in probes if p.model == model and p.alive()] for model in facts}
     for model, fact in facts.items():
-        together[model] += [Probe(model, b, fact["compile"]) for b in others[: max(SETTINGS["side_by_side"]) - 1]]
+        together[model] += [Probe(model, b, fact["mode"]) for b in others[: max(SETTINGS["side_by_side"]) - 1]]
         probes += together[model][1:]
     clock.say(f"{sum(map(len, together.values()))} probes for runs side by side")
     wait_for(lambda: all(p.ready() or not p.alive() for p in probes if p.alive()), 0.75 * clock.left())
@@ -191,7 +193,7 @@ def row_seconds(fact: dict) -> dict:
     fixed = fact["start"] + fact["compiling"] + fact["end"] + EVALUATIONS * 3 * fact["rest"] + 0.03 * SETTINGS["epochs"]
     seconds = {n: round(fixed + SETTINGS["epochs"] * SETTINGS["steps"] * s) for n, s in sorted(step.items())}
     told = {"measured": sorted(fact["step"]), "fixed": round(fixed, 1), "end": round(fact["end"], 1)}
-    return {"compile": fact["compile"], "seconds": seconds, **told}
+    return {"mode": fact["mode"], "seconds": seconds, **told}
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path.cwd()))  # the project whose root this is, not an in
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from repmlp.branches import WAYS
 from repmlp.runs.key import branch_label, run_key
 from repmlp.runs.launch import register_settings
 from repmlp.runs.outcome import run_label
@@ -47,6 +48,15 @@ PROBE = [
     *("trainer.progress_bar=false", f"trainer.threads={1 if REHEARSAL else 4}"),
     *(["trainer.accelerator=cpu"] if REHEARSAL else []),
 ]
+# ways to train, by the names of first.py's figures: what they set
+MODES = {"eager": [], "compiled": ["trainer.compile=true"]} | (
+    {"eager-matrix": ["trainer.branches=matrix"]}
+    if REHEARSAL
+    else {
+        "graphed": ["trainer.compile=reduce-overhead"],
+        **{f"graphed-{way}": ["trainer.compile=reduce-overhead", f"trainer.branches={way}"] for way in WAYS[1:]},
+    }
+)
 # train-time stands last: benchmark.py casts that network in place, and the other forms are made of it
 BENCHMARK = (
     ["device=cpu", "batch_sizes=[2]", "what=[inference]", "models=[repmlpnet_cifar]", "forms=[merged]", "rounds=1"]
@@ -114,7 +124,7 @@ def pack(queue: Path, file: Path) -> None:
         "steps": images // batch,
         "models": [m for m in MODELS if any(row["model"] == m for row in rows)],
         "branches": BRANCHES,
-        "compile": ["false", "true"] if REHEARSAL else ["false", "true", "reduce-overhead"],
+        "modes": MODES,
         "side_by_side": [2] if REHEARSAL else [2, 4],
         "probe": PRECISION + PROBE,
         "benchmark": BENCHMARK,

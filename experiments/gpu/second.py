@@ -4,7 +4,7 @@
 
 Each row is its own `python experiments/ablate.py`. A row starts only if its predicted time fits into what is left; of
 rows that all would be late, the last one is given up for the others. A row that fails is tried once more in a simpler
-mode of compilation. What is finished goes to OUT at once, so that nothing is lost however this ends.
+mode. What is finished goes to OUT at once, so that nothing is lost however this ends.
 """
 
 from __future__ import annotations
@@ -35,8 +35,7 @@ from kit import (
 )  # fmt: skip
 
 PATIENCE = 20.0  # seconds from giving up a row to the next
-SIMPLER = {"max-autotune": "reduce-overhead", "reduce-overhead": "true", "true": "false"}
-UNMEASURED = {"compile": "false", "seconds": {"1": 200, "2": 250}}  # where the first call could not tell
+UNMEASURED = {"mode": "eager", "seconds": {"1": 200, "2": 250}}  # where the first call could not tell
 LOGS, KEPT = WORK / "rows", WORK / "kept"
 RECORDS = PROJECT / "results" / SETTINGS["study"] / "records"
 OUTPUTS = PROJECT / "outputs" / SETTINGS["study"]
@@ -48,7 +47,7 @@ class Row:
     def __init__(self, settings: dict):
         self.key, self.name, self.model = (settings[k] for k in ("key", "name", "model"))
         self.overrides, self.keep = settings["overrides"], settings.get("keep")
-        self.mode = plan(self.model)["compile"]
+        self.mode = plan(self.model)["mode"]
         self.log = LOGS / f"{self.key}.log"
         self.record = RECORDS / f"{self.key}.json"
         self.state, self.tries, self.seconds, self.process = "waiting", 0, 0.0, None
@@ -58,7 +57,7 @@ class Row:
         self.state, self.began, self.progress = "running", time.monotonic(), []
         self.tries += 1
         self.log.unlink(missing_ok=True)
-        more = [f"data.root={WORK}/cifar", f"trainer.compile={self.mode}"]
+        more = [f"data.root={WORK}/cifar", *SETTINGS["modes"][self.mode]]
         self.process = start([PYTHON, "experiments/ablate.py", *self.overrides, *more], self.log)
 
     def look(self) -> None:
@@ -121,7 +120,7 @@ class Queue:
         for row in self.of("waiting") if not (self.hold and self.of("running")) else ():
             n, seconds = side_by_side(row.model, left, self.factor.get(row.model, 1.0))
             if len(self.of("running")) < n:
-                self.clock.say(f"start {row.name}, compile={row.mode}; about {seconds:.0f} s, {n} at once")
+                self.clock.say(f"start {row.name}, {row.mode}; about {seconds:.0f} s, {n} at once")
                 row.predicted = seconds / 1.05 / self.factor.get(row.model, 1.0)
                 row.start()
 
@@ -136,13 +135,13 @@ class Queue:
                 self.factor[row.model] = min(3.0, max(0.3, row.seconds / row.predicted))
                 self.clock.say(f"FINISHED {row.name} in {row.seconds:.0f} s, {row.predicted:.0f} were predicted")
                 self.keep(row)
-            elif row.tries < 2 and row.mode in SIMPLER:
-                self.clock.say(f"FAILED {row.name}, compile={row.mode}: {last_line(row.log)}; once more")
+            elif row.tries < 2 and row.mode != "eager":
+                self.clock.say(f"FAILED {row.name}, {row.mode}: {last_line(row.log)}; once more")
                 row.log.replace(row.log.with_suffix(".failed"))
-                row.state, row.mode = "waiting", SIMPLER[row.mode]
+                row.state, row.mode = "waiting", "compiled" if row.mode.startswith("graphed") else "eager"
             else:
                 row.state = "failed"
-                self.clock.say(f"FAILED {row.name}, compile={row.mode}: {last_line(row.log)}")
+                self.clock.say(f"FAILED {row.name}, {row.mode}: {last_line(row.log)}")
             self.bring()
 
     def give_up_what_is_late(self) -> None:

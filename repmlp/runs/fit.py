@@ -14,13 +14,15 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from torch import Tensor
 
 from repmlp import branches
 from repmlp.checkpoints import check_state_dict, save_model
 from repmlp.cost import count_macs, count_params, count_params_paper
+from repmlp.local_perceptron import branches_by
 from repmlp.locality import network_profiles
 from repmlp.runs.outcome import first_process, one_line
 from repmlp.runs.provenance import device_name, processor, versions
@@ -29,7 +31,8 @@ from repmlp.runs.settings import BadSetting, Run
 from repmlp.runs.tasks import TASKS
 from repmlp.trained_on import TrainedOn
 from repmlp.training.base import RecipeModule
-from repmlp.training.callbacks import AveragedWeights, Deadline, EvaluationUncompiled, KernelImages
+from repmlp.training.callbacks import AveragedWeights, Checkpoints, Deadline, EvaluationUncompiled, KernelImages
+from repmlp.training.compiling import compile_for_training
 from repmlp.training.history import History, kept_in
 from repmlp.training.memory import freed_memory_kept
 from repmlp.training.merging import BATCHES, MergeMidway, drop_branches
@@ -50,7 +53,7 @@ def train(settings: Run, folder: Path, path: Path, deadline: float | None, state
     L.seed_everything(settings.seed, verbose=False)
     data = task.build_data(settings)
     data.prepare_data()
-    net = task.build_net(settings, data)
+    net = branches_by(task.build_net(settings, data), options.branches)
     trainer, history = make_trainer(settings, folder, state["commit"], deadline)
     if settings.recipe.merge_after is not None:
         first = round(settings.recipe.merge_after * settings.recipe.epochs)
@@ -61,13 +64,16 @@ def train(settings: Run, folder: Path, path: Path, deadline: float | None, state
     counts = {
         "params": count_params(net),
         "params_paper_rule": count_params_paper(net),
-        "macs": count_macs(net, task.image_size(data)),
+        "macs": count_macs(net, task.image_size(settings, data)),
     }
     train_loader, val_loader = data.train_dataloader(), data.val_dataloader()
     trainer.log_every_n_steps = len(train_loader)
     module = task.build_module(settings, net, data, steps_per_epoch=len(train_loader))
     if options.compile:
-        net.compile(mode=None if options.compile is True else options.compile)
+        if options.compile is True:
+            compile_for_training(net)
+        else:  # a CUDA graph is of the whole network
+            net.compile(mode=options.compile)
     last = folder / "last.ckpt"
     done = _epochs_done(last, module, state["commit"] if settings.rerun else None)
     train_loader.sampler.set_epoch(done)  # workers fetch ahead, before Lightning tells them which epoch it is
@@ -99,7 +105,8 @@ def train(settings: Run, folder: Path, path: Path, deadline: float | None, state
         "config": config,
         "curve": history.curve,
     }
-    images = TrainedOn(config["data"], getattr(data.info, "class_names", ()), data.info.mean, data.info.std)
+    window = config["recipe"].get("window") or ()
+    images = TrainedOn(config["data"], getattr(data.info, "class_names", ()), data.info.mean, data.info.std, window)
     extra = {"key": path.stem, "study": settings.study, **images.to_metadata()}
     model = settings.model if settings.recipe.merge_after is None else {**settings.model, "kernels": []}
     save_model(folder / "model.safetensors", net.cpu(), model, extra)
@@ -148,14 +155,7 @@ def make_trainer(settings: Run, folder: Path, commit: str | None, deadline: floa
     bar = sys.stderr.isatty() if options.progress_bar is None else options.progress_bar
     history = History(folder, commit, show=not bar)
     callbacks: list[L.Callback] = [
-        ModelCheckpoint(
-            dirpath=folder,
-            filename="last",
-            monitor=None,
-            every_n_epochs=options.checkpoint_every,
-            save_on_train_epoch_end=True,
-            enable_version_counter=False,
-        ),
+        Checkpoints(folder, options.checkpoint_every),
         KernelImages(options.kernel_image_every),
     ]
     if options.compile:
@@ -179,11 +179,20 @@ def make_trainer(settings: Run, folder: Path, commit: str | None, deadline: floa
         num_sanity_val_steps=0,
         logger=logger,
         callbacks=[*callbacks, history],
+        # Lightning's own way to be requeued by Slurm would write into the folder that one stands in, where each later
+        # run would go on from it. A run goes on from its own last epoch, whoever gives the command again.
+        default_root_dir=folder,
+        plugins=[SLURMEnvironment(auto_requeue=False)] if _by_slurm() else [],
         enable_progress_bar=bar,
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
     return trainer, history
+
+
+def _by_slurm() -> bool:
+    """Say whether Slurm started this process, and Lightning would ask it for ranks (torchrun comes first there)."""
+    return SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()
 
 
 def _accelerator(name: str) -> str:
@@ -212,7 +221,10 @@ def _quieten() -> None:
 
 
 def _fit(trainer: L.Trainer, module: RecipeModule, train_loader: Any, val_loader: Any, checkpoint: Path | None) -> None:
-    """Run the fit loop; Ctrl-C comes out as KeyboardInterrupt (Lightning turns it into an exit)."""
+    """Run the fit loop; Ctrl-C comes out as KeyboardInterrupt (Lightning turns it into an exit).
+
+    An exit that someone else asks for, such as the handler of a signal by which a cluster takes a job away, stays one.
+    """
     on_cpu = trainer.strategy.root_device.type == "cpu"
     try:
         with freed_memory_kept() if on_cpu else contextlib.nullcontext():
@@ -224,7 +236,9 @@ def _fit(trainer: L.Trainer, module: RecipeModule, train_loader: Any, val_loader
                 weights_only=True,
             )
     except SystemExit as error:
-        raise KeyboardInterrupt from error
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from error
+        raise
 
 
 def _epochs_done(path: Path, module: RecipeModule, only_commit: str | None) -> int:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field
 from typing import Any
 
-from repmlp.branches import parse_all
+from repmlp.branches import WAYS, parse_all
 from repmlp.runs import contrasts
 
 PRECISIONS = ("32-true", "bf16-mixed")
@@ -182,9 +182,12 @@ class Trainer:
     sync_batchnorm: bool = setting(False, "false: batch norm sees the share of its own device, as in the paper", NEVER)
     precision: str = setting("32-true", "bf16-mixed for bfloat16 autocast (part of a run's key)", NEVER)
     compile: Any = setting(False, "true: torch.compile; reduce-overhead, max-autotune: with CUDA graphs", NEVER)
+    branches: str = setting("channels", "how depth-wise branches are computed: channels, sets or matrix", NEVER)
     threads: int | None = setting(None, "CPU threads, null for torch's choice", NEVER)
     eval_every: int = setting(1, "epochs between two evaluations; the last epoch is what is reported", NEVER)
-    checkpoint_every: int = setting(1, "epochs between two checkpoints", NEVER)
+    checkpoint_every: int | None = setting(
+        None, "epochs between two checkpoints; null: as often as takes two percent of the time", NEVER
+    )
     kernel_image_every: int = setting(10, "epochs between two kernel pictures in TensorBoard, 0 for none", NEVER)
     progress_bar: bool | None = setting(None, "null: a bar on a terminal, a line an epoch elsewhere", NEVER)
     minutes: float | None = setting(
@@ -193,16 +196,18 @@ class Trainer:
 
     def __post_init__(self) -> None:
         one_of("trainer.accelerator", self.accelerator, ACCELERATORS)
-        for name in ("devices", "num_nodes", "eval_every", "checkpoint_every"):
+        for name in ("devices", "num_nodes", "eval_every"):
             whole(f"trainer.{name}", getattr(self, name), 1)
         whole("trainer.kernel_image_every", self.kernel_image_every)
-        if self.threads is not None:
-            whole("trainer.threads", self.threads, 1)
+        for name in ("threads", "checkpoint_every"):
+            if getattr(self, name) is not None:
+                whole(f"trainer.{name}", getattr(self, name), 1)
         if self.minutes is not None:
             real("trainer.minutes", self.minutes, above=True)
         one_of("trainer.strategy", self.strategy, STRATEGIES)
         one_of("trainer.precision", self.precision, PRECISIONS)
         one_of("trainer.compile", self.compile, COMPILE)
+        one_of("trainer.branches", self.branches, WAYS)
 
     @property
     def processes(self) -> int:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
@@ -14,6 +13,7 @@ from torchmetrics import MeanMetric
 
 from repmlp.finetuning import classifier_of
 from repmlp.randomness import derive_seed
+from repmlp.training.generators import Generators
 from repmlp.training.schedule import SCHEDULES
 
 
@@ -41,6 +41,7 @@ class RecipeModule(L.LightningModule):
         if self.head is not None:
             net.requires_grad_(False)
             self.head.requires_grad_(True)
+        self._generators: Generators | None = None
         self.train_loss = MeanMetric(nan_strategy="disable")  # by default it drops NaNs from the mean
 
     def validation_results(self) -> dict[str, float]:
@@ -86,7 +87,8 @@ class RecipeModule(L.LightningModule):
             self.head.train()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        # Whatever a step draws (stochastic depth, dropout; mixup by numpy) is a function of (seed, epoch, step).
+        # Whatever a step draws is a function of (seed, epoch, step).
+        if self._generators is None:
+            self._generators = Generators(self.device)
         seed = derive_seed(self.seed, "model", self.current_epoch, batch_idx, self.global_rank)
-        torch.manual_seed(seed)
-        np.random.seed(seed % 2**32)
+        self._generators.seed(seed, batch_idx)

@@ -1,19 +1,57 @@
-"""Averaged weights, pictures of a kernel in TensorBoard, and the end of the time that a sweep has."""
+"""Checkpoints, averaged weights, pictures of a kernel in TensorBoard, and the end of the time that a sweep has."""
 
 from __future__ import annotations
 
 import math
 import time
+from pathlib import Path
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_avg_fn
 
 from repmlp.locality import kernel_map
 from repmlp.models.build import SPATIAL_LAYERS
+
+
+class Checkpoints(ModelCheckpoint):
+    """Keep the state of a run in one file, last.ckpt, written at the ends of epochs.
+
+    folder: of the file. every: epochs between two checkpoints; None to write no more often than takes SHARE of the
+    time, so that epochs of seconds do not write a file each, and an interrupted run loses a minute or an epoch. The
+    first and the last epoch of a run are written whatever the time.
+    """
+
+    SHARE = 0.02
+
+    def __init__(self, folder: Path, every: int | None = None):
+        super().__init__(
+            dirpath=folder,
+            filename="last",
+            monitor=None,
+            every_n_epochs=every or 1,
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        )
+        self.every = every
+        self._seconds: float | None = None  # that the last one took
+        self._written = 0.0
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if self.every is None and not trainer.strategy.broadcast(self._due(trainer)):  # of all processes the first's
+            return
+        began = time.perf_counter()
+        super().on_train_epoch_end(trainer, module)
+        self._written = time.perf_counter()
+        self._seconds = self._written - began
+
+    def _due(self, trainer: L.Trainer) -> bool:
+        if self._seconds is None or trainer.current_epoch + 1 == trainer.max_epochs:
+            return True
+        return time.perf_counter() - self._written >= self._seconds / self.SHARE
 
 
 class AveragedWeights(WeightAveraging):
