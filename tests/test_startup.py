@@ -30,7 +30,9 @@ def python(code: str, *arguments: str, **environment: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-@pytest.mark.parametrize("command", ["ablate", "train", "segment", "export", "borders", "benchmark"])
+@pytest.mark.parametrize(
+    "command", ["ablate", "train", "segment", "evaluate", "predict", "export", "borders", "benchmark"]
+)
 def test_help_needs_no_torch(command):
     code = (
         "import runpy, sys\n"
