@@ -5,6 +5,7 @@ import json
 import sys
 from functools import partial
 
+import numpy as np
 import pandas as pd
 import pytest
 import timm
@@ -12,9 +13,11 @@ import torch
 from conftest import ROOT, command, randomise_norms
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from scipy import stats
 from torch import nn
 
 from repmlp import RepMLPNet, SetSharingFC, conv_to_fc
+from repmlp.statistics import fit_power_law
 
 sys.path[:0] = [str(ROOT / "experiments"), str(ROOT / "analysis")]
 bench, engines, networks, older_networks, plain_net, settings = (
@@ -89,9 +92,27 @@ def test_merging_in_place_needs_no_second_weight():
     assert torch.equal(fc.weight, expected[0]) and torch.equal(fc.bias, expected[1])
 
 
-def test_an_exponent_is_fitted():
-    scaling = importlib.import_module("benchmarks.scaling")
-    assert scaling.slope((1, 2, 4, 8), [3.0, 12.0, 48.0, 192.0]) == pytest.approx(2)
+def test_an_exponent_is_fitted_with_its_error():
+    """Synthetic times: exact ones have no error; with noise the truth lies within it as often as it should."""
+    points = [4, 8, 16, 32, 64]
+    exact = fit_power_law(points, [3 * n**2 for n in points])
+    assert exact.exponent == pytest.approx(2) and exact.error < 1e-12
+    log_y, error = exact.predict(1024)
+    assert log_y == pytest.approx(np.log(3 * 1024**2)) and error < 1e-12
+    rng, held, predicted = np.random.default_rng(0), 0, 0
+    for _ in range(400):
+        noisy = fit_power_law(points, [3 * n**1.5 * np.exp(rng.normal(0, 0.1)) for n in points])
+        held += abs(noisy.exponent - 1.5) < stats.t.ppf(0.975, 3) * noisy.error
+        log_y, error = noisy.predict(256)
+        another = np.log(3 * 256**1.5) + rng.normal(0, 0.1)
+        predicted += abs(another - log_y) < stats.t.ppf(0.975, 3) * error
+    assert 0.92 < held / 400 < 0.98 and 0.92 < predicted / 400 < 0.98
+    slope = stats.linregress(np.log(points), np.log([5.0, 11, 19, 44, 80]))
+    ours = fit_power_law(points, [5.0, 11, 19, 44, 80])
+    assert (ours.exponent, ours.error) == pytest.approx((slope.slope, slope.stderr))
+    for x, y, words in (([1, 2], [1, 2], "need three points"), ([1, 2, 3], [1, 0, 2], "needs positive values, not 0")):
+        with pytest.raises(ValueError, match=words):
+            fit_power_law(x, y)
 
 
 def test_committed_records_lie_under_their_keys():
@@ -193,7 +214,9 @@ def test_a_runner_leaves_the_network_as_it_was():
         ("models=[resnet_18]", "models: 'resnet_18' is no network"),
         ("segmentation_models=[upernet_slim@384]", "'upernet_slim@384' is no upernet of"),
         ("segmentation_models=[upernet_slim@360x480]", "have to be multiples of 32"),
-        ("rounds=0", "rounds=0: use a whole number, 1 or more"),
+        ("scaling_sides=[8,16]", "scaling_sides=[8, 16]: use a list of three or more growing whole numbers"),
+        ("scaling_share_sets=[1,3,4]", "3 share-sets do not divide 64 channels"),
+        ("rounds=0", "rounds=0: use a whole number, at least 1"),
         ("batch_sizes=[0]", "batch_sizes=[0]: use a list of whole numbers"),
     ],
 )
