@@ -54,6 +54,8 @@ def train(settings: Run, folder: Path, path: Path, deadline: float | None, state
     data.prepare_data()
     net = branches_by(task.build_net(settings, data), options.branches)
     trainer, history = make_trainer(settings, folder, state["commit"], deadline)
+    if options.graph:
+        check_graphs(trainer.strategy.root_device)
     if settings.recipe.merge_after is not None:
         first = round(settings.recipe.merge_after * settings.recipe.epochs)
         # before the history, which looks at the kernels
@@ -68,11 +70,11 @@ def train(settings: Run, folder: Path, path: Path, deadline: float | None, state
     train_loader, val_loader = data.train_dataloader(), data.val_dataloader()
     trainer.log_every_n_steps = len(train_loader)
     module = task.build_module(settings, net, data, steps_per_epoch=len(train_loader))
-    if options.compile:
-        if options.compile is True:
-            compile_for_training(net)
-        else:  # a CUDA graph is of the whole network
-            net.compile(mode=options.compile)
+    module.graph = options.graph
+    if options.compile is True:
+        compile_for_training(net)
+    elif options.compile:  # a CUDA graph is of the whole network
+        net.compile(mode=options.compile)
     last = folder / "last.ckpt"
     done = _epochs_done(last, module, state["commit"] if settings.rerun else None)
     train_loader.sampler.set_epoch(done)  # workers fetch ahead, before Lightning tells them which epoch it is
@@ -182,6 +184,12 @@ def make_trainer(settings: Run, folder: Path, commit: str | None, deadline: floa
         use_distributed_sampler=False,
     )
     return trainer, history
+
+
+def check_graphs(device: torch.device) -> None:
+    """Raise BadSetting where a step cannot be captured as a CUDA graph."""
+    if device.type != "cuda":
+        raise BadSetting(f"trainer.graph=true: this run is on the {device.type}, which has no CUDA graphs; use false")
 
 
 def _accelerator(name: str) -> str:
