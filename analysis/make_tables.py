@@ -76,7 +76,12 @@ def write_study(study: str, records: pd.DataFrame, masks: pd.DataFrame, options:
         if len(by_setting(records)) > 1:
             note = f"{scale} Settings that differ, one row a configuration; last epoch."
             write(stem("settings"), ": settings", note, settings_table(records))
-        tests = analyse(records, pairs_of(records, named_by(set(records["sweep"]), SWEEPS)))
+        named = named_by(set(records["sweep"]), SWEEPS)
+        pairs = pairs_of(records, named)
+        for contrast in named:
+            if contrast not in [pair.contrast for pair in pairs]:
+                print(f"study {study}: no two runs for the contrast {contrast} yet", file=sys.stderr)
+        tests = analyse(records, pairs)
         if tests:
             note = f"{scale} {contrasts_note(tests)}"
             write(stem("contrasts"), ": contrasts", note, contrasts_table(tests), contrasts_numbers(tests))

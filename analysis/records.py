@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import timm
 
-from repmlp.runs.key import determining
+from repmlp.runs.key import determining, meant_by_absence
 
 
 def standard_error(runs: pd.DataFrame) -> float:
@@ -40,8 +40,8 @@ def error_of_difference(cell: pd.DataFrame, other: pd.DataFrame) -> float:
 def differing_settings(records: pd.DataFrame) -> pd.DataFrame:
     """Return the settings in which runs differ, the seed aside: a row a record, a column a setting by its dotted name.
 
-    The network stands as "model.name". A setting that a run does not have is NaN. Columns in the order of the
-    configurations.
+    The network stands as "model.name". A setting at its default stands with it, one that a run does not have is NaN.
+    Columns in the order of the configurations.
     """
     described = []
     for record in records.to_dict("records"):
@@ -50,7 +50,7 @@ def differing_settings(records: pd.DataFrame) -> pd.DataFrame:
     names = dict.fromkeys(name for each in described for name in each)
     names = [n for n in names if len({json.dumps(each[n]) if n in each else None for each in described}) > 1]
     return pd.DataFrame(
-        [{n: each.get(n, float("nan")) for n in names} for each in described], records.index, dtype=object
+        [{n: each.get(n, meant_by_absence(n)) for n in names} for each in described], records.index, dtype=object
     )
 
 

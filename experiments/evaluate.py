@@ -3,6 +3,7 @@
     python experiments/evaluate.py checkpoint=outputs/STUDY/KEY/model.safetensors
     python experiments/evaluate.py checkpoint=RepMLPNet-T224.pth data=imagenet data.root=FOLDER precisions=[bf16,int8]
     python experiments/evaluate.py checkpoint=FILE data=patterns onnx=FOLDER/export/model.onnx out=FILE.json
+    python experiments/evaluate.py checkpoint=FILE data=camvid data.root=FOLDER          # labels of pixels: mIoU
 
 Of a folder of images val/ alone will do; int8 may take its scales from train/. Where classes have different numbers of
 images, the recall of each and their mean, the balanced accuracy, are told too.
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 import pandas as pd
 import torch
+from masks import evaluate_masks, mask_table
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor, nn
 
@@ -40,7 +42,7 @@ from repmlp.export import (
     to_onnx,
 )
 from repmlp.int8 import quantize_dynamic
-from repmlp.models.build import check_num_classes, check_whole_images
+from repmlp.models.build import PIXELS, check_num_classes
 from repmlp.runs.key import PATHS
 from repmlp.runs.launch import device_of, mistakes_in_one_line, place, run_command
 from repmlp.runs.progress import told
@@ -63,7 +65,7 @@ PRECISIONS = ("float32", "bf16", "int8")
 def main(config: DictConfig) -> None:
     with mistakes_in_one_line():
         results = evaluate(config)
-        print(table(results))
+        print(mask_table(results) if "miou_pct" in results else table(results))
         if config.out:
             write_json(place(config.out), results)
 
@@ -74,15 +76,17 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     Returns what the JSON file holds: `rows`, one a form, with top1_pct, top5_pct (of more than five classes),
     drop_points (top-1 against the merged float32 network) and disagreements (images whose first guess differs from that
     network's); `classes`, images and recall of each in the merged network, and the balanced accuracy; all that
-    compare_merged says; what was quantised; data, device, versions.
+    compare_merged says; what was quantised; data, device, versions. Of a network that labels pixels: evaluate_masks.
     """
     _check(config)
     if config.threads:
         torch.set_num_threads(config.threads)
     device = device_of(config.device)
     net, network, metadata = open_checkpoint(place(config.checkpoint))
-    check_whole_images(config.checkpoint, network)
     trained = TrainedOn.from_metadata(metadata)
+    if network["arch"] in PIXELS:
+        check_data(config.checkpoint, trained, config.data.name)
+        return evaluate_masks(config, net, trained, device)
     if config.model.img_size is None:
         height, width = image_size(net, network)
         config.model.img_size = height if height == width else None

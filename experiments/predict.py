@@ -2,6 +2,7 @@
 
     python experiments/predict.py checkpoint=outputs/train_imagenet/KEY/model.safetensors images=FOLDER
     python experiments/predict.py checkpoint=FILE images=photo.jpg out=guesses/photo.csv merged=false
+    python experiments/predict.py checkpoint=FILE images=FOLDER out=pixels.csv   # labels of pixels: maps in pixels/
 
 The network is merged first (merged=false leaves it as it was trained). Class names, normalisation and image size are
 those that stand beside the weights; a file that has none tells classes by number, with ImageNet's normalisation. Images
@@ -13,13 +14,14 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import hydra
 import torch
+from masks import mask_rows, whole_image, window_of
 from omegaconf import DictConfig
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 
@@ -27,7 +29,7 @@ from repmlp.checkpoints import open_checkpoint
 from repmlp.data.files import images_below, read_rgb
 from repmlp.data.imagenet import eval_transform
 from repmlp.export import image_size
-from repmlp.models.build import check_whole_images, merged_copy
+from repmlp.models.build import PIXELS, merged_copy
 from repmlp.runs.launch import device_of, mistakes_in_one_line, place, run_command
 from repmlp.runs.progress import to_stderr, told
 from repmlp.runs.settings import whole
@@ -44,7 +46,7 @@ def main(config: DictConfig) -> None:
 
 @torch.inference_mode()
 def predict(config: DictConfig) -> list[Path]:
-    """Write the CSV; returns the images that could not be read.
+    """Write the CSV, and beside it maps where the network labels pixels; returns the images that could not be read.
 
     Rows are written as they are computed, and what there is of them is kept where something breaks.
     Raises ValueError for settings that cannot be, and where no image can be read.
@@ -53,13 +55,18 @@ def predict(config: DictConfig) -> list[Path]:
     folder, files = images_of(config.images)
     out = place(config.out)
     model, settings, metadata = open_checkpoint(place(config.checkpoint))
-    check_whole_images(config.checkpoint, settings)
     trained = TrainedOn.from_metadata(metadata)
     device = device_of(config.device)
     model = (merged_copy(model) if config.merged else model).to(device).eval()
     names = trained.class_names or [str(number) for number in range(model.num_classes)]
     interpolation = trained.data.get("interpolation") or "bilinear"
-    transform = eval_transform(image_size(model, settings), interpolation, trained.mean, trained.std)
+    header, masks = ["image", "class", "probability", *(f"p({name})" for name in names)], None
+    if settings["arch"] in PIXELS:
+        header, masks = ["image", "labels", *(f"share({name})" for name in names)], out.with_suffix("")
+        transform, size = whole_image(trained), 1
+    else:
+        transform = eval_transform(image_size(model, settings), interpolation, trained.mean, trained.std)
+        size = config.batch_size
 
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.partial")  # a file of the same name is there until the new one has rows
@@ -68,16 +75,16 @@ def predict(config: DictConfig) -> list[Path]:
     try:
         with open(partial, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
-            writer.writerow(["image", "class", "probability", *(f"p({name})" for name in names)])
-            read = batches(folder, files, transform, config.batch_size, unreadable)
-            for paths, images in told(read, len(files)):
-                if paths:
-                    for path, probabilities in zip(paths, model(images.to(device)).softmax(dim=1).cpu(), strict=True):
-                        best = int(probabilities.argmax())
-                        numbers = [f"{float(p):.6f}" for p in probabilities]
-                        writer.writerow([path.as_posix(), names[best], numbers[best], *numbers])
-                        written += 1
-                    file.flush()
+            writer.writerow(header)
+            read = told(batches(folder, files, transform, size, unreadable), len(files))
+            if masks is None:
+                rows = label_rows(model, read, names)
+            else:
+                rows = mask_rows(model, read, masks, window_of(trained, model), len(names))
+            for row in rows:
+                writer.writerow(row)
+                file.flush()
+                written += 1
     finally:
         if written:
             partial.replace(out)
@@ -116,6 +123,19 @@ def images_of(given: str) -> tuple[Path, list[Path]]:
     if not files:
         raise ValueError(f"images={given}: no images in {where} and the folders below it ({', '.join(IMG_EXTENSIONS)})")
     return where, files
+
+
+def label_rows(
+    model: nn.Module, read: Iterable[tuple[list[Path], Tensor]], names: Sequence[str]
+) -> Iterator[list[str]]:
+    """Give the rows of the table: image, class, its probability, those of all classes."""
+    device = next(model.parameters()).device
+    for paths, images in read:
+        if paths:
+            for path, probabilities in zip(paths, model(images.to(device)).softmax(dim=1).cpu(), strict=True):
+                best = int(probabilities.argmax())
+                numbers = [f"{float(p):.6f}" for p in probabilities]
+                yield [path.as_posix(), names[best], numbers[best], *numbers]
 
 
 def batches(

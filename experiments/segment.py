@@ -1,7 +1,8 @@
-"""Train UperNet on CamVid or Cityscapes with RepMLPNet or any other timm network as its backbone.
+"""Train UperNet or PSPNet on CamVid or Cityscapes with any timm network as its backbone, RepMLPNet's and RepMLP's too.
 
     python experiments/segment.py data.root=FOLDER                                       # CamVid, a slim RepMLPNet
     python experiments/segment.py +sweep=segmentation_small data.root=FOLDER             # conv3, conv5 and a ResNet
+    python experiments/segment.py +sweep=small/pspnet data.root=FOLDER                   # PSPNet, ResNet and RepMLP
     python experiments/segment.py data=cityscapes recipe=segmentation model=upernet_d256 backbone=RepMLPNet-D256.pth \\
         data.root=FOLDER trainer.precision=bf16-mixed                                    # Table 6, run by run
     python experiments/segment.py data=cityscapes recipe=segmentation model=upernet_resnet101 data.root=FOLDER

@@ -28,7 +28,8 @@ from repmlp.branches import BranchSpec, values
 from repmlp.deployment import deploy
 from repmlp.key_names import Configuration, config_of, convert, to_official, unwrap
 from repmlp.models.build import build_model, merged_copy
-from repmlp.models.repmlp_resnet import arguments_of, from_weights, load_older_backbone
+from repmlp.models.pspnet import PSPNet
+from repmlp.models.repmlp_resnet import RepMLPResNet, arguments_of, from_weights, load_older_backbone
 from repmlp.models.repmlpnet import RepMLPNet, checkpoint_filter_fn
 from repmlp.models.upernet import UperNet
 from repmlp.older_key_names import convert_older, is_older
@@ -207,23 +208,24 @@ def load_backbone(backbone: nn.Module, source: Path | str | Mapping[str, Any]) -
     return fresh
 
 
-def start_backbone(net: UperNet, path: Path | str) -> list[str]:
+def start_backbone(net: UperNet | PSPNet, path: Path | str) -> list[str]:
     """Load a classifier's weights into the backbone, in place; returns the names of the modules that stay fresh.
 
-    Paper: RepMLPNet Section 5.3. path: for a RepMLPNet a file of any format that `repmlp.checkpoints` reads, else a
-    state dict by timm's names; its classifier is ignored.
+    Paper: RepMLPNet Section 5.3; RepMLP Section 4.4. path: for a RepMLPNet, or a ResNet with RepMLP blocks, a file of
+    any format that `load_backbone` reads, else a state dict by timm's names; its classifier is ignored.
     Raises FileNotFoundError; ValueError where the file is damaged, or of another network.
     """
     tensors = read(path)
     try:
-        if isinstance(net.backbone, RepMLPNet):
+        if isinstance(net.backbone, (RepMLPNet, RepMLPResNet)):
             return load_backbone(net.backbone, tensors)
         own = net.backbone.state_dict()
         for name, tensor in own.items():
             # timm's wrapper of some networks writes the first dot of a name as _
             there = name if name in tensors else name.replace("_", ".", 1)
             if there not in tensors:
-                raise ValueError(f"{name} is missing: expected the weights of timm's {net.upernet.encoder.name}")
+                name_of = net.upernet.encoder.name if isinstance(net, UperNet) else type(net.backbone).__name__
+                raise ValueError(f"{name} is missing: expected the weights of timm's {name_of}")
             if tensors[there].shape != tensor.shape:
                 raise ValueError(f"{there} is {tuple(tensors[there].shape)} there and {tuple(tensor.shape)} here")
             own[name] = tensors[there]

@@ -66,7 +66,7 @@ def image_size(model: nn.Module, config: Mapping[str, Any] | None = None) -> tup
     if isinstance(model, MlpMixer):
         return model.stem.img_size
     if side := (config or {}).get("img_size"):
-        return side, side
+        return height_width(side)
     if cfg := getattr(model, "pretrained_cfg", None):
         return tuple(cfg["input_size"][-2:])
     raise ValueError(f"{type(model).__name__} does not tell the size of its images: give img_size")

@@ -371,7 +371,7 @@ def check_partition_kernels(kernels: Iterable[BranchSpec | int | str], size: tup
     specs = parse_all(kernels)
     for spec in specs:
         # from the first tap to the last
-        height, width = (spec.dilation * (side - 1) + 1 for side in spec.shape)
+        height, width = (2 * reach + 1 for reach in spec.padding)
         if height > size[0] or width > size[1]:
             raise ValueError(
                 f"branch {spec.label} covers {height}x{width} cells, a partition has {size[0]}x{size[1]}: use a "

@@ -7,15 +7,36 @@ compiles with its conditions; and a way that exists for speed alone is taken onl
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable
-from typing import TypeVar, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 import torch
+import torch.autograd.forward_ad
 import torch.fx
 from torch import Tensor, nn
 
 Forward = TypeVar("Forward", bound=Callable)
+
+
+def _private(path: str) -> Any:
+    """Return what torch has under a private name, "torch.MODULE.NAME": there is no public one for it.
+
+    Raises ImportError, so that another torch ends the import with one line and not some forward pass with a riddle.
+    """
+    try:
+        return functools.reduce(getattr, path.split(".")[1:], torch)
+    except AttributeError:
+        raise ImportError(
+            f"repmlp asks torch for {path}, which torch {torch.__version__} does not have: "
+            "use a torch between 2.8 and the newest that this repmlp was released with, or a newer repmlp"
+        ) from None
+
+
+# whether a transform of torch.func (vmap, jvp, jacrev, ...) runs this code; None outside of all
+peek_interpreter_stack = _private("torch._C._functorch.peek_interpreter_stack")
+_private("torch.autograd.forward_ad._current_level")  # changes: read where it is used
 
 
 def recorded(tensor: Tensor) -> bool:
@@ -33,7 +54,7 @@ def plain(*tensors: Tensor) -> bool:
         any(recorded(tensor) for tensor in tensors)
         or (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
         or torch.is_autocast_enabled(tensors[0].device.type)
-        or torch._C._functorch.peek_interpreter_stack() is not None  # vmap, jvp, jacrev and so on
+        or peek_interpreter_stack() is not None  # vmap, jvp, jacrev and so on
         or torch.autograd.forward_ad._current_level >= 0
     )
 
@@ -42,7 +63,7 @@ def plain(*tensors: Tensor) -> bool:
 def channels_last(x: Tensor) -> Tensor:
     """Lay maps (N, C, H, W) out channels-last in memory; under vmap, which knows no such layout, leave them."""
     if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript skips what stands below this condition alone)
-        if torch._C._functorch.peek_interpreter_stack() is not None:
+        if peek_interpreter_stack() is not None:
             return x
     return x.contiguous(memory_format=torch.channels_last)
 

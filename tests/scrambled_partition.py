@@ -51,8 +51,9 @@ def main(argv: list[str] | None = None) -> None:
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    sys.path.insert(0, str(ROOT / "experiments"))
-    from borders import as_picture, colour, save_panels, tile_of
+    sys.path[:0] = [str(ROOT / "experiments"), str(ROOT / "analysis")]
+    from borders import as_picture, tile_of
+    from plots.panels import colour, save_panels
 
     from repmlp.data import build_segmentation_data
     from repmlp.data.scaled_crop import IGNORED
@@ -73,10 +74,12 @@ def main(argv: list[str] | None = None) -> None:
         guesses = [predict(each, image).argmax(dim=1) for each in nets]
         correct += [int((guess == mask).sum()) for guess in guesses]
         labelled += int((mask != IGNORED).sum())
-        rows[name] = [as_picture(image[0], data.info), *colour([mask[0], *(guess[0] for guess in guesses)], data.info)]
+        masks = [each[0].numpy() for each in (mask, *guesses)]
+        rows[name] = [as_picture(image[0], data.info), *colour(masks, data.info.colours)]
     right, wrong = (f"{100 * share:.1f} % of the pixels" for share in correct / labelled)
     titles = ("image", "truth", f"prediction, {right}", f"scrambled partitions, {wrong}")
-    save_panels(options.out, rows, titles, tile_of(net, None), data.info, width=2.4)
+    classes = dict(zip(data.info.classes, data.info.colours, strict=True))
+    save_panels(options.out, rows, titles, tile_of(net, None), classes, width=2.4)
     print(f"{options.out}: {titles[2]}; {titles[3]}")
 
 

@@ -188,8 +188,8 @@ def test_settings_that_differ_stand_beside_each_other(tmp_path):
     table = of_settings.settings_table(load_records(tmp_path))
     assert list(table.columns) == ["recipe.lr_per_256", "recipe.decay_all", "top-1", "of images"]
     assert sorted(map(tuple, table.to_numpy().tolist())) == [
-        ("0.001", "-", "51.00 ± 1.41 (n=2)", "10,000"),
-        ("0.002", "-", "55.00 (n=1)", "10,000"),
+        ("0.001", "false", "51.00 ± 1.41 (n=2)", "10,000"),
+        ("0.002", "false", "55.00 (n=1)", "10,000"),
         ("0.002", "true", "56.00 (n=1)", "10,000"),
     ]
     make_tables.main(["--results", str(tmp_path), "--study", "locality_cifar100"])
@@ -198,9 +198,13 @@ def test_settings_that_differ_stand_beside_each_other(tmp_path):
 
 def test_contrasts_of_a_sweep_have_their_table(tmp_path, capsys):
     """The sweep file names them; one seed decides nothing, and its error of images stands apart."""
-    for kernels, top1 in (("[]", 50.0), ("[1]", 51.0), ("[3]", 60.0), ("[1,3]", 61.0)):
+    for kernels, top1 in (("[]", 50.0), ("[1]", 51.0), ("[3]", 60.0)):
         write(tmp_path, top1, "+sweep=small/locality", "model=repmlpnet_small", f"model.kernels={kernels}")
     make_tables.main(["locality_cifar100", "--results", str(tmp_path)])
+    assert "study locality_cifar100: no two runs for the contrast 1x1+3x3 - none yet\n" in capsys.readouterr().err
+    write(tmp_path, 61.0, "+sweep=small/locality", "model=repmlpnet_small", "model.kernels=[1,3]")
+    make_tables.main(["locality_cifar100", "--results", str(tmp_path)])
+    assert "no two runs" not in capsys.readouterr().err
     table = pd.read_csv(tmp_path / "locality_cifar100/contrasts.csv")
     assert pd.api.types.is_numeric_dtype(table["p_holm"]) and table["p_holm"].isna().all()
     assert list(table["contrast"]) == ["1x1 - none", "3x3 - none", "1x1+3x3 - none"]

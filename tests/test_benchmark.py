@@ -14,8 +14,11 @@ from torch import nn
 from repmlp import RepMLPNet, SetSharingFC, conv_to_fc
 
 sys.path[:0] = [str(ROOT / "experiments"), str(ROOT / "analysis")]
-benchmark = importlib.import_module("benchmark")
-plain_net = importlib.import_module("plain_net")
+bench, engines, networks, older_networks, plain_net, settings = (
+    importlib.import_module(f"benchmarks.{name}")
+    for name in ("bench", "engines", "networks", "older_networks", "plain_net", "settings")
+)
+make_benchmark = importlib.import_module("make_benchmark")
 
 SMALL = {"channels": (16, 32), "blocks": (2, 1), "share_sets": (4, 16)}
 
@@ -24,12 +27,12 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
 
-@pytest.mark.parametrize("form", benchmark.FORMS)
+@pytest.mark.parametrize("form", settings.FORMS)
 def test_every_form_computes_the_same(form):
     net = randomise_norms(RepMLPNet(**SMALL)).double().eval()
     x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     with torch.no_grad():
-        shaped = benchmark.in_form(net, form).double()
+        shaped = networks.in_form(net, form).double()
         assert relative(shaped(x), net(x)) < 1e-12
 
 
@@ -55,7 +58,7 @@ def test_fused_peers_compute_what_they_did_and_have_no_norm_left(name):
     for module in model.modules():  # keep a deep net's numbers in range
         if isinstance(module, nn.BatchNorm2d):
             module.weight.data.uniform_(0.5, 1.0)
-    fused = benchmark.fused(model)
+    fused = networks.fused(model)
     x = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         assert relative(fused(x), model(x)) < 1e-4
@@ -84,7 +87,21 @@ def test_merging_in_place_needs_no_second_weight():
 
 
 def test_an_exponent_is_fitted():
-    assert benchmark.slope((1, 2, 4, 8), [3.0, 12.0, 48.0, 192.0]) == pytest.approx(2)
+    scaling = importlib.import_module("benchmarks.scaling")
+    assert scaling.slope((1, 2, 4, 8), [3.0, 12.0, 48.0, 192.0]) == pytest.approx(2)
+
+
+def test_committed_records_lie_under_their_keys():
+    paths = list((ROOT / "results/benchmark/measured").glob("*.json"))
+    assert len(paths) > 150
+    wrong = [path.name for path in paths if bench.record_key(json.loads(path.read_text())) != path.stem]
+    assert not wrong
+
+
+def test_every_benchmark_has_its_file_and_its_place_on_the_command_line():
+    folder = ROOT / "experiments/benchmarks"
+    found = {path.stem for path in folder.glob("*.py") if "def measure(bench: Bench" in path.read_text()}
+    assert found == set(settings.WHAT)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +119,7 @@ def measured(tmp_path_factory):
 def test_command_writes_records(measured):
     records = [json.loads(path.read_text()) for path in (measured / "benchmark/measured").glob("*.json")]
     inference = {r["form"]: r for r in records if r["kind"] == "inference" and r["model"] == "repmlpnet_cifar"}
-    assert inference.keys() == set(benchmark.FORMS)
+    assert inference.keys() == set(settings.FORMS)
     assert len({r["run"] for r in records}) == 1
     for record in inference.values():
         assert record["images_per_second"] == pytest.approx(1 / record["seconds"])
@@ -121,7 +138,7 @@ def test_all_forms_in_bfloat16(tmp_path):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     records = [json.loads(path.read_text()) for path in (tmp_path / "benchmark/measured").glob("*.json")]
-    assert {r["form"] for r in records if r["kind"] == "inference"} == set(benchmark.FORMS)
+    assert {r["form"] for r in records if r["kind"] == "inference"} == set(settings.FORMS)
     assert {(r["kind"], r["dtype"]) for r in records} == {("inference", "bfloat16"), ("conv_to_fc", "float32")}
 
 
@@ -130,7 +147,7 @@ def test_the_older_networks_and_their_ratio(tmp_path):
 
     options = {"device": "cpu", "threads": None, "dtype": "float32", "rounds": 2, "warmup": 0, "engine": "eager"}
     options |= {"results_dir": tmp_path, "older_models": ["repmlp_faceres_96", "mobilefacenet_96"], "batch_sizes": [1]}
-    benchmark.older(benchmark.Bench(options), options)
+    importlib.import_module("benchmarks.older").measure(bench.Bench(options), options)
     records = [json.loads(path.read_text()) for path in (tmp_path / "benchmark/measured").glob("*.json")]
     speed = {r["model"]: r["images_per_second"] for r in records}
     assert {r["model"]: (r["params"], r["macs"]) for r in records} == {
@@ -144,17 +161,17 @@ def test_the_older_networks_and_their_ratio(tmp_path):
 def test_older_networks_are_those_of_the_tables():
     from paper_tables import older
 
-    for name, (construct, size) in importlib.import_module("older_networks").OLDER.items():
+    for name, (construct, size) in older_networks.OLDER.items():
         with torch.device("meta"):
-            assert benchmark.count_params(construct()) == older.counts(name).params, name
+            assert networks.count_params(construct()) == older.counts(name).params, name
         assert size == older.NETWORKS[name].img_size
 
 
 def test_a_runner_leaves_the_network_as_it_was():
     options = {"device": "cpu", "threads": None, "dtype": "bfloat16", "rounds": 1, "warmup": 0}
-    bench = benchmark.Bench({**options, "results_dir": "results", "engine": "eager"})
+    here = bench.Bench({**options, "results_dir": "results", "engine": "eager"})
     net = RepMLPNet(**SMALL).eval()
-    benchmark.runner(net, "eager", torch.randn(1, 3, 32, 32), bench)()
+    engines.runner(net, "eager", torch.randn(1, 3, 32, 32), here)()
     assert {p.dtype for p in net.parameters()} == {torch.float32}
 
 
@@ -168,6 +185,7 @@ def test_a_runner_leaves_the_network_as_it_was():
         ("models=[resnet_18]", "models: 'resnet_18' is no network"),
         ("segmentation_models=[upernet_slim@384]", "'upernet_slim@384' is no upernet of"),
         ("segmentation_models=[upernet_slim@360x480]", "have to be multiples of 32"),
+        ("rounds=0", "rounds=0: use a whole number, 1 or more"),
         ("batch_sizes=[0]", "batch_sizes=[0]: use a list of whole numbers"),
     ],
 )
@@ -184,13 +202,13 @@ def test_tables_are_made_of_the_records(measured):
     assert done.returncode == 0, done.stderr
     folder = measured / "benchmark"
     inference = pd.read_csv(folder / "inference.csv")
-    assert len(inference) == len(benchmark.FORMS) + 1
+    assert len(inference) == len(settings.FORMS) + 1
     speed_ups = inference.set_index("form")["speed-up over plain"]
     assert speed_ups["plain"] == 1.0 and speed_ups["deployed"] > 0 and pd.isna(speed_ups["fused"])
     assert "ours ms" in (folder / "training.md").read_text()
     assert "MiB" in (folder / "conv_to_fc.md").read_text()
     segmentation = folder / "segmentation.csv"
-    assert [row.rsplit(",", 1)[1] != "" for row in segmentation.read_text().splitlines()[1:]].count(True) == 1
+    assert [line.rsplit(",", 1)[1] != "" for line in segmentation.read_text().splitlines()[1:]].count(True) == 1
 
 
 def test_without_records_the_tables_say_what_to_run(tmp_path):
@@ -199,8 +217,6 @@ def test_without_records_the_tables_say_what_to_run(tmp_path):
 
 
 def test_a_share_is_of_the_bare_net_in_the_same_run():
-    sys.path.insert(0, str(ROOT / "analysis"))
-    make_benchmark = importlib.import_module("make_benchmark")
     common = {"model": "repmlpnet_cifar", "seconds_quartiles": [1.0, 1.0], "images_per_second": 1.0, "run": "a"}
     rows = pd.DataFrame([{**common, "kernels": k, "seconds": s} for k, s in (([], 1.0), ([1, 3], 1.25), ([3], 1.0))])
     table = make_benchmark.branches_table(rows)
@@ -210,8 +226,6 @@ def test_a_share_is_of_the_bare_net_in_the_same_run():
 
 
 def test_pairs_are_of_one_setting():
-    sys.path.insert(0, str(ROOT / "analysis"))
-    make_benchmark = importlib.import_module("make_benchmark")
     common = {"model": "repmlpnet_cifar", "batch_size": 32, "threads": 2, "dtype": "float32", "peak_memory_bytes": 0}
     rows = [
         {**common, "device": device, "engine": engine, "run": engine, "form": form, "seconds": seconds,

@@ -16,13 +16,15 @@ from PIL import Image
 from torch import nn
 
 from repmlp import RepMLPBlock, RepMLPNet, build_model, load_model, save_model
+from repmlp.data import build_segmentation_data
 from repmlp.models.upernet import distance_to_borders
 from repmlp.statistics import bootstrap_weights, interval, pooled
 
 sys.path[:0] = [str(ROOT / folder) for folder in ("experiments", "analysis", "tests")]
-borders = importlib.import_module("borders")
-plot_borders = importlib.import_module("plot_borders")
-scrambled_partition = importlib.import_module("scrambled_partition")
+borders, border_counts, border_statistics, plot_borders, scrambled_partition = (
+    importlib.import_module(name)
+    for name in ("borders", "border_counts", "border_statistics", "plot_borders", "scrambled_partition")
+)
 scrambled = scrambled_partition.scrambled
 
 CLASSES = 11
@@ -73,6 +75,12 @@ def brute_distance(y, x, tile):
     return min(min(a - line if line <= a else line - a - 1 for line in lines) for a in (y, x))
 
 
+def summary_of(counts, bin_width: int) -> dict:
+    """What is said of counts with tiles of 32 pixels, a step of 16 and blocks of two images."""
+    distances = list(range(0, 16, bin_width))
+    return border_statistics.summarise({**counts._asdict(), "distances": distances, "near": 8, "block": 2, "views": 4})
+
+
 # ---- the measure
 
 
@@ -82,7 +90,7 @@ def test_counts_are_those_of_plain_loops(size, tile, step, margin):
     logits = torch.randn(len(range(0, tile, step)), CLASSES, height, width)  # other guesses in every crop of a row
     net = nn.Module()
     net.forward = lambda crops: logits + 4 * Fake(lambda c: torch.zeros_like(c[:, 0]).bool())(crops)
-    counts, _ = borders.measure(net, samples(2, size), tile, step, margin, 2)
+    counts, _ = border_counts.measure(net, samples(2, size), tile, step, margin, 2)
     assert counts.labelled.shape == (2, tile // 4)
     for i, (_, image, mask) in enumerate(samples(2, size)):
         expected, differing = np.zeros((3, tile // 4), dtype=int), 0
@@ -125,7 +133,7 @@ def test_counts_are_those_of_plain_loops(size, tile, step, margin):
 
 
 def test_the_layout_of_camvid():
-    layout = borders.lay_out((360, 480), 96, 32, 32)
+    layout = border_counts.lay_out((360, 480), 96, 32, 32)
     assert layout.size == (288, 384) and len(layout.corners) == 9 and layout.far == 32
     assert (layout.rows, layout.columns) == (slice(96, 256), slice(96, 352))
     (h, w), (y, x) = layout.size, layout.corners[-1]
@@ -141,12 +149,12 @@ def test_the_layout_of_camvid():
 
 @pytest.mark.parametrize("closer", [4, 8, 12])
 def test_errors_at_borders_are_found(closer):
-    counts, _ = borders.measure(Fake(at_borders(closer, 32)), samples(), 32, 16, 8, 4)
+    counts, _ = border_counts.measure(Fake(at_borders(closer, 32)), samples(), 32, 16, 8, 4)
     total = [each.sum(axis=0) for each in counts[:3]]
     wrong = np.arange(4) * 4 < closer
     # from 12 on, the middle of a tile, 8 pixels from the lines and more, is wrong in part as well
     assert np.array_equal(total[0], np.where(wrong, 0, total[1]))
-    summary = borders.summarise(counts, 32, 16, 4, 2)
+    summary = summary_of(counts, 4)
     if closer < 12:
         assert np.array_equal(total[2], total[1])
         share = 100 if closer == 8 else 100 * total[1][0] / total[1][:2].sum()
@@ -160,14 +168,14 @@ def test_errors_at_borders_are_found(closer):
 def test_errors_that_come_from_the_position_alone_are_not():
     """Wrong at the very lines of one phase: a single pass over the images would find -100 points."""
     flags = (distance_to_borders((120, 100), 32) < 8).float()
-    counts, _ = borders.measure(Fake(lambda crops: crops[:, 1] > 0), samples(flags=flags), 32, 16, 8, 4)
+    counts, _ = border_counts.measure(Fake(lambda crops: crops[:, 1] > 0), samples(flags=flags), 32, 16, 8, 4)
     assert 0 < counts.correct.sum() < counts.labelled.sum()
     assert np.array_equal(counts.correct, counts.correct_far) and not counts.differing.any()
-    summary = borders.summarise(counts, 32, 16, 4, 2)
+    summary = summary_of(counts, 4)
     assert summary["near_minus_far_points"] == 0 and summary["near_pct"] == summary["far_pct"]
     assert summary["interval_images"] == summary["interval_blocks"] == [0, 0]
     # in bins as wide as half a step the plain curve is flat as well
-    plain, _ = borders.measure(Fake(lambda crops: crops[:, 1] > 0), samples(flags=flags), 32, 16, 8, 8)
+    plain, _ = border_counts.measure(Fake(lambda crops: crops[:, 1] > 0), samples(flags=flags), 32, 16, 8, 8)
     shares = plain.correct.sum(axis=0)
     assert shares[0] == 3 * shares[1] and np.array_equal(plain.labelled[:, 0], 3 * plain.labelled[:, 1])
 
@@ -182,8 +190,8 @@ def test_an_effect_is_told_from_chance(effect):
         return torch.rand(crops[:, 0].shape, generator=generator) < share
 
     flags = (distance_to_borders((120, 100), 32) < 8).float()
-    counts, _ = borders.measure(Fake(wrong), samples(12, flags=flags), 32, 16, 8, 4)
-    summary = borders.summarise(counts, 32, 16, 4, 2)
+    counts, _ = border_counts.measure(Fake(wrong), samples(12, flags=flags), 32, 16, 8, 4)
+    summary = summary_of(counts, 4)
     for name in ("interval_images", "interval_blocks"):
         low, high = summary[name]
         assert low <= -100 * effect <= high and high - low < 3, name
@@ -198,30 +206,30 @@ def test_seams_are_found():
         return ((rows[:, None] + columns) % 2 == 1).expand(crops[:, 0].shape)
 
     same = [(name, image * torch.tensor([0, 1, 1])[:, None, None], mask * 0) for name, image, mask in samples(8)]
-    counts, _ = borders.measure(Fake(every_second_tile), same, 32, 16, 8, 4)
-    summary = borders.summarise(counts, 32, 16, 4, 2)
+    counts, _ = border_counts.measure(Fake(every_second_tile), same, 32, 16, 8, 4)
+    summary = summary_of(counts, 4)
     assert (summary["seam_pct"], summary["no_seam_pct"], summary["seam_interval"]) == (100, 0, [100, 100])
     assert summary["near_minus_far_points"] == 0  # which the accuracy at borders does not tell
-    counts, _ = borders.measure(Fake(lambda crops: crops[:, 1] > 9), samples(8), 32, 16, 8, 4)  # nothing is wrong
-    summary = borders.summarise(counts, 32, 16, 4, 2)
+    counts, _ = border_counts.measure(Fake(lambda crops: crops[:, 1] > 9), samples(8), 32, 16, 8, 4)  # nothing is wrong
+    summary = summary_of(counts, 4)
     assert summary["seam_pct"] == summary["no_seam_pct"] and summary["seam_interval"] == [0, 0]
 
 
 def test_few_images_have_no_interval():
     for n, images, blocks in ((1, False, False), (2, True, False), (3, True, True)):
-        counts, _ = borders.measure(Fake(at_borders(8, 32)), samples(n), 32, 16, 8, 4)
-        summary = borders.summarise(counts, 32, 16, 4, 2)
+        counts, _ = border_counts.measure(Fake(at_borders(8, 32)), samples(n), 32, 16, 8, 4)
+        summary = summary_of(counts, 4)
         assert (summary["interval_images"] is not None, summary["interval_blocks"] is not None) == (images, blocks)
 
 
 def test_bad_images():
     net = Fake(at_borders(8, 32))
     with pytest.raises(ValueError, match=r"79 pixels high and 100 wide are too small .* need 80 both ways"):
-        borders.measure(net, samples(1, (79, 100)), 32, 16, 8, 4)
-    borders.measure(net, samples(1, (80, 80)), 32, 16, 8, 4)
+        border_counts.measure(net, samples(1, (79, 100)), 32, 16, 8, 4)
+    border_counts.measure(net, samples(1, (80, 80)), 32, 16, 8, 4)
     void = [("void", image, torch.full_like(mask, 255)) for _, image, mask in samples(1)]
     with pytest.raises(ValueError, match="no pixel is labelled at some distance"):
-        borders.measure(net, void, 32, 16, 8, 4)
+        border_counts.measure(net, void, 32, 16, 8, 4)
 
 
 # ---- the bootstrap
@@ -324,8 +332,7 @@ def study(checkpoint, control, camvid, tmp_path_factory) -> Path:
     out = results / "some_study/borders/0123456789ab.json"
     done = command("experiments/borders.py", f"checkpoint={checkpoint}", *where, f"out={out}")
     assert done.returncode == 0, done.stderr
-    assert f"{out}\n" in done.stdout and "tiny, 6 images of camvid, tile 32: accuracy" in done.stdout
-    assert "over blocks of 2)" in done.stdout and "in all 4 phases" in done.stdout
+    assert f"{out}\n" in done.stdout and "tiny, 6 images of camvid, tile 32: counted under 4 phases" in done.stdout
     borders.borders(settings(*where, f"checkpoint={control}", f"out={out.parent / 'control.json'}", "tile=32"))
     return results
 
@@ -344,12 +351,13 @@ def test_the_command(study, checkpoint, camvid):
     masks = [np.array(Image.open(camvid / f"CamVid/testannot/frame{i}.png")) for i in range(6)]
     labelled = [(mask[24:88, 24:120] != 11).sum() for mask in masks]
     assert (counts[1].sum(axis=1) == 4 * np.array(labelled)).all()
-    assert results["summary"]["accuracy_pct"] == pytest.approx(100 * counts[0].sum() / counts[1].sum(), abs=1e-3)
-    assert 0 < results["summary"]["differing_pct"] < 100
-    names = {"frame0.png", "frame5.png"}
-    assert {each.name for each in (checkpoint.parent / "borders").iterdir()} == names
-    with Image.open(path.with_suffix(".png")) as sheet, Image.open(checkpoint.parent / "borders/frame0.png") as one:
-        assert sheet.height > sheet.width / 2 and one.width > sheet.width
+    assert "summary" not in results and {each.name for each in checkpoint.parent.iterdir()} == {checkpoint.name}
+    with np.load(path.with_suffix(".npz"), allow_pickle=False) as pictures:
+        assert list(pictures["names"]) == ["frame0", "frame5"] and pictures["tile"] == 32
+        assert (pictures["truth0"] == np.where(masks[0] == 11, 255, masks[0])[:96, :128]).all()
+        photograph = np.array(Image.open(camvid / "CamVid/test/frame0.png"))[:96, :128]
+        assert np.abs(pictures["image0"].astype(int) - photograph).max() <= 1
+        assert pictures["guess1"].shape == (96, 128)
     other = json.loads((path.parent / "control.json").read_text())
     assert not other["tiled"] and other["labelled"] == results["labelled"]
 
@@ -358,14 +366,14 @@ def test_the_merged_network_guesses_what_the_trained_one_does(study, checkpoint,
     """And the images come in the order of their names, at their own corner."""
     results = json.loads((study / "some_study/borders/0123456789ab.json").read_text())
     net, _ = load_model(checkpoint)
-    data = borders.build_segmentation_data(
+    data = build_segmentation_data(
         {"name": "camvid", "root": camvid, "crop_size": [32, 32], "workers": 0}, batch_size=1, seed=0
     )
     data.setup()
     given = (
         (name, pair[0][0], pair[1][0]) for name, pair in zip(data.eval_names, data.whole_evaluation(), strict=True)
     )
-    counts, _ = borders.measure(net, given, 32, 16, 8, 4)
+    counts, _ = border_counts.measure(net, given, 32, 16, 8, 4)
     assert np.abs(counts.correct - np.array(results["correct"])).max() <= 2
 
 
@@ -434,24 +442,38 @@ def test_too_many_counts_for_a_small_file(checkpoint, camvid, monkeypatch):
 # ---- the table and the picture of a study
 
 
-def test_table_of_a_study(study, capsys):
-    plot_borders.main(["some_study", "--results", str(study)])
+def test_table_of_a_study(study, tmp_path, capsys):
+    plot_borders.main(["some_study", "--results", str(study), "--large", str(tmp_path / "large")])
     printed = capsys.readouterr().out
     folder = study / "some_study"
+    assert "tiny, 6 images of camvid, tile 32: accuracy" in printed
+    assert "over blocks of 2)" in printed and "in all 4 phases" in printed
+    names = {f"{key}_frame{i}.png" for key in ("0123456789ab", "control") for i in (0, 5)}
+    assert {each.name for each in (tmp_path / "large").iterdir()} == names
+    single = tmp_path / "large/0123456789ab_frame0.png"
+    with Image.open(folder / "borders/0123456789ab.png") as sheet, Image.open(single) as one:
+        assert sheet.height > sheet.width / 2 and one.width > sheet.width
     assert (folder / "borders.md").read_text() in printed
     assert (folder / "borders.png").stat().st_size > 10_000
     lines = [line for line in printed.splitlines() if line.startswith("| ")]
     assert [line.split("|")[1].strip() for line in lines] == ["network", "tiny", "control"]
-    summary = json.loads((folder / "borders/0123456789ab.json").read_text())["summary"]
+    summary = border_statistics.load(folder / "borders")[0]["summary"]
+    assert 0 < summary["differing_pct"] < 100
     low, high = summary["interval_blocks"]
     assert f"{summary['near_minus_far_points']:+.2f} ({low:+.2f} to {high:+.2f})" in lines[1]
     assert lines[2].split("|")[6].strip() == ""
 
 
+def test_what_was_said_of_the_committed_counts_still_is():
+    """The first files hold what was found beside the counts: it comes out of the counts, number for number."""
+    for record in border_statistics.load(ROOT / "results/segmentation_small_camvid/borders"):
+        assert record["summary"] == json.loads(record["path"].read_text())["summary"]
+
+
 def test_differences_are_paired(study):
-    records = plot_borders.load(study / "some_study/borders")
-    found = plot_borders.differences(records)
-    twin = plot_borders.differences([records[0], {**records[0], "label": "twin", "tiled": False}])
+    records = border_statistics.load(study / "some_study/borders")
+    found = border_statistics.differences(records)
+    twin = border_statistics.differences([records[0], {**records[0], "label": "twin", "tiled": False}])
     assert twin.loc["tiny", ["over_control", "control_low", "control_high"]].tolist() == [0, 0, 0]
     assert np.isnan(twin.loc["twin", "over_control"])
     assert found.loc["tiny", "over_control"] == pytest.approx(found["difference"].diff().iloc[1] * -1)
@@ -464,9 +486,9 @@ def test_differences_are_paired(study):
     low, high = np.quantile(100 * (shares[0] - shares[1]), [0.025, 0.975])
     assert found.loc["tiny", ["control_low", "control_high"]].tolist() == pytest.approx([low, high])
     # two controls count half each
-    three = plot_borders.differences([*records, {**records[0], "label": "twin", "tiled": False}])
+    three = border_statistics.differences([*records, {**records[0], "label": "twin", "tiled": False}])
     assert three.loc["tiny", "over_control"] == pytest.approx(found.loc["tiny", "over_control"] / 2)
-    alone = plot_borders.differences(records[:1])
+    alone = border_statistics.differences(records[:1])
     assert alone["over_control"].isna().all()
 
 
@@ -489,7 +511,7 @@ def test_what_a_study_cannot_be_made_of(study, tmp_path, capsys):
     (folder / "2.json").write_text("{")
     refused("2.json is none of borders.py's files")
     (folder / "2.json").write_text(json.dumps({**one, "key": "other"}))
-    labels = [record["label"] for record in plot_borders.load(folder)]
+    labels = [record["label"] for record in border_statistics.load(folder)]
     assert labels == ["tiny 0123456789ab", "tiny other"]
     for path in folder.iterdir():
         path.write_text(json.dumps({**one, "block": 6}))
@@ -557,7 +579,7 @@ def test_the_picture_of_it(checkpoint, camvid, tmp_path, capsys):
         assert picture.width > 1000
     from repmlp.models.upernet import predict
 
-    data = borders.build_segmentation_data(
+    data = build_segmentation_data(
         {"name": "camvid", "root": camvid, "crop_size": [32, 32], "workers": 0}, batch_size=1, seed=0
     )
     data.setup()

@@ -180,6 +180,13 @@ def test_folders_with_any_name_are_taken_from_where_the_user_stands(tmp_path, mo
         f"weights='{tmp_path}/x=1.pth'",
         *given[3:],
     ]
+    (tmp_path / "a,b.pth").touch()
+    assert place_files(["weights=null,x=1.pth,old/y.pth", "weights=a,b.pth", "backbone=$F,b", "weights={1}.pth"]) == [
+        f"weights=null,'{tmp_path}/x=1.pth',{tmp_path}/old/y.pth",  # a sweep
+        f"weights='{tmp_path}/a,b.pth'",  # a file
+        "backbone=$F,b",
+        f"weights='{tmp_path}/{{1}}.pth'",
+    ]
     parsed = settings("train", *place_files(given[:2]))
     assert parsed.data.root == f"{tmp_path}/../my pets (1)" and parsed.data.label == "my pets (1)"
 

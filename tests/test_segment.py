@@ -1,24 +1,37 @@
 """Runs of segmentation: record, resuming, weights to start from, mistakes; through execute and the command."""
 
+import csv
 import json
+import shutil
 from dataclasses import asdict
+from pathlib import Path
 
+import evaluate
+import masks
 import numpy as np
+import predict
 import pytest
 import timm
+import torch
 from conftest import command, compose_config, tiny_config, write_camvid
 from hydra.errors import HydraException
+from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import save_file
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from repmlp.checkpoints import load_model, read, save_model, start_backbone
-from repmlp.models.build import build_model
+from repmlp.cost import count_macs
+from repmlp.models.build import build_model, merged_copy
+from repmlp.models.pspnet import PSPNet, build_pspnet
+from repmlp.repmlp_block import RepMLP
 from repmlp.runs import run as runs
 from repmlp.runs.key import run_key
 from repmlp.runs.launch import message_of
 from repmlp.runs.record import record_path
 from repmlp.runs.run import execute
 from repmlp.runs.settings import run_of
+from repmlp.trained_on import TrainedOn
 from repmlp.training.history import History
 
 CLASSIFIER = {
@@ -33,6 +46,12 @@ TINY = [
 ]  # fmt: skip
 
 
+PSPNET = {  # of 32x64 pixels: maps of 4x8, two partitions
+    "pspnet_slim_res50": (narrow := {"channels": [4, 4, 8, 16], "layers": [1, 2, 2, 1]}),
+    "pspnet_slim_repmlp": {**narrow, "partition": 4, "reductions": 1, "groups": 2, "global_reductions": [1, 2]},
+}
+
+
 @pytest.fixture(scope="module")
 def camvid(tmp_path_factory):
     return write_camvid(tmp_path_factory.mktemp("data"))
@@ -41,6 +60,18 @@ def camvid(tmp_path_factory):
 def tiny(folder, camvid, *overrides):
     folders = [f"data.root={camvid}", f"results_dir={folder}/results", f"output_dir={folder}/outputs"]
     return compose_config(*TINY, *folders, *overrides, name="segment")
+
+
+def pspnet(folder, camvid, name, *overrides, **arguments):
+    """Compose a run of seconds of a PSPNet."""
+    kernels = "[1,3]" if name == "pspnet_slim_repmlp" else "[]"
+    model = [f"model={name}", "model.img_size=[32,64]", f"model.kernels={kernels}", "model.decoder_channels=8"]
+    data = [f"data.root={camvid}", "data.crop_size=[32,64]", "data.workers=0"]
+    recipe = ["recipe.epochs=2", "recipe.warmup_epochs=1", "recipe.batch_size=2", "recipe.window=[32,64]"]
+    where = [f"results_dir={folder}/results", f"output_dir={folder}/outputs", "trainer.accelerator=cpu"]
+    config = compose_config(*model, *data, *recipe, *where, *overrides, name="segment")
+    config["model"]["arguments"] = {**PSPNET[name], **arguments}
+    return config
 
 
 def key_of(config):
@@ -211,3 +242,148 @@ def test_the_command_names_a_mask_with_unknown_labels_and_runs_rows_side_by_side
     done = command("experiments/segment.py", *joblib, *TINY, *short, *folders)
     assert done.returncode == 0, done.stderr
     assert "upernet_slim, branches 1x1+3x3, 3x3 embeddings, 1 epoch, seed 0" in done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module", params=PSPNET)
+def trained(request, camvid, tmp_path_factory):
+    """Train a tiny PSPNet; returns its configuration, record and weights."""
+    config = pspnet(tmp_path_factory.mktemp("pspnet"), camvid, request.param)
+    outcome = execute(config)
+    assert outcome.state == "finished", outcome.message
+    return config, record_of(config), f"{config['output_dir']}/{config['study']}/{outcome.key}/model.safetensors"
+
+
+def test_pspnet_trains_is_merged_and_comes_back(trained):
+    config, record, weights = trained
+    assert record["task"] == "segmentation" and len(record["curve"]) == 2
+    assert record["merge_error"] < 1e-5 and record["merge_disagreements"] <= 0.001 * record["eval_pixels"]
+    net, metadata = load_model(weights)
+    assert isinstance(net, PSPNet) and metadata["study"] == config["study"]
+    assert record["macs"] == count_macs(net, (32, 64))  # of a window
+    merges = any(isinstance(module, RepMLP) for module in net.modules())
+    assert merges == (config["model"]["name"] == "pspnet_slim_repmlp")
+    net.double().requires_grad_(False)
+    images = torch.randn(1, 3, 32, 64, dtype=torch.float64)
+    expected, found = net(images), merged_copy(net)(images)
+    assert float((found - expected).norm() / expected.norm()) < 1e-12
+    assert execute(config).state == "skipped"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["recipe.window=null"], ["recipe.window=null", "use recipe.window=[32,64]"]),
+        (["recipe.window=[32,32]"], ["recipe.window=[32, 32]", "1x1 partitions in c3", "1x2", "=[32,64]"]),
+        (["data.crop_size=[64,64]"], ["data.crop_size=[64, 64]", "2x2 partitions in c3", "=[32,64]"]),
+        (["model.kernels=[1,5]"], ["branch 5x5 covers 5x5 cells, a partition has 4x4"]),
+        (["model.kernels=[1,3,7,9]"], ["branch 7x7"]),
+        (["model.encoder=repmlp_res50_g4_8_32"], ["timm has no model", "repmlp_res50_g4_8_320"]),
+        (["model.pooling=3"], ["there is no setting model.pooling"]),
+        (["weights=file"], ["weights is a setting of classifiers", "backbone=FILE"]),
+    ],
+)
+def test_mistakes_in_pspnet_are_one_line(camvid, tmp_path, overrides, words):
+    add = [f"+{each}" if "pooling" in each else each for each in overrides]
+    outcome = execute(pspnet(tmp_path, camvid, "pspnet_slim_repmlp", *add))
+    assert outcome.state == "failed" and "\n" not in outcome.message
+    assert all(word in outcome.message for word in words), outcome.message
+
+
+def test_a_pspnet_without_global_perceptron_takes_whole_images(camvid, tmp_path):
+    config = pspnet(tmp_path, camvid, "pspnet_slim_repmlp", "recipe.window=null", global_perceptron=False)
+    outcome = execute(config)
+    assert outcome.state == "finished", outcome.message
+
+
+def test_pspnet_starts_from_a_classifier(camvid, tmp_path):
+    """A plain ResNet's weights as a whole; of a RepMLP-ResNet all but FC1 and FC2, for other partitions."""
+    task = runs.TASKS["segmentation"]
+    for name, fresh in (("pspnet_slim_res50", []), ("pspnet_slim_repmlp", ["fc1", "fc2"])):
+        config = pspnet(tmp_path, camvid, name)
+        given = dict(config["model"]["arguments"])
+        if fresh:
+            given |= {"img_size": 128, "kernels": (1, 3)}
+        classifier = timm.create_model(config["model"]["encoder"], num_classes=7, **given)
+        file = tmp_path / f"{name}.safetensors"
+        save_file(classifier.state_dict(), file)
+        run = run_of({**config, "backbone": str(file)})
+        net = task.build_net(run, task.build_data(run))
+        own, there = net.backbone.state_dict(), classifier.state_dict()
+        differing = {n.split(".")[-2] for n in own if own[n].shape != there[n].shape or not own[n].equal(there[n])}
+        assert differing == set(fresh)
+        assert start_backbone(net, file) == [
+            f"{layer}.1.repmlp.global_perceptron.{fc}" for layer in ("layer2", "layer3") for fc in fresh
+        ]
+    with pytest.raises(ValueError, match=r"\.safetensors: layer1\.0\.conv1\.weight is .* there and .* here"):
+        save_file(timm.create_model("resnet50", num_classes=0, channels=(8, 8, 8, 8)).state_dict(), file)
+        run = run_of({**pspnet(tmp_path, camvid, "pspnet_slim_res50"), "backbone": str(file)})
+        task.build_net(run, task.build_data(run))
+
+
+def test_evaluation_measures_what_the_record_says(trained, finished, camvid, tmp_path):
+    _, record, weights = trained
+    given = compose_config(
+        f"checkpoint={weights}", "data=camvid", f"data.root={camvid}", "data.workers=0", name="evaluate"
+    )
+    results = evaluate.evaluate(OmegaConf.create(given))
+    for name in ("miou_pct", "miou_merged_pct", "class_iou_pct", "merge_disagreements", "eval_pixels"):
+        assert results[name] == pytest.approx(record[name]), name
+    assert results["window"] == [32, 64] and results["merge_error"] < 1e-5
+    table = evaluate.mask_table(results)
+    assert (
+        f"| merged, float32     | {record['miou_merged_pct']:.2f} " in table and "in windows of 32x64 pixels" in table
+    )
+    whole = f"{finished['output_dir']}/{finished['study']}/{key_of(finished)}/model.safetensors"
+    results = evaluate.evaluate(OmegaConf.create({**given, "checkpoint": whole}))
+    assert results["window"] is None and results["miou_pct"] == pytest.approx(record_of(finished)["miou_pct"])
+    for name, value in (("precisions", ["bf16"]), ("onnx", "a.onnx"), ("calibration_images", 5)):
+        with pytest.raises(ValueError, match=f"{name}=.*: a network that labels pixels is evaluated in float32 alone"):
+            evaluate.evaluate(OmegaConf.create({**given, name: value}))
+    with pytest.raises(ValueError, match=r"was trained on data=camvid, and would be measured on cifar100"):
+        evaluate.evaluate(OmegaConf.create(compose_config(f"checkpoint={weights}", name="evaluate")))
+
+
+def test_predictions_are_label_maps_of_whole_images(trained, camvid, tmp_path):
+    _, _, weights = trained
+    images = tmp_path / "images"
+    (images / "below").mkdir(parents=True)
+    shutil.copy(camvid / "CamVid/test/a0.png", images / "below")
+    Image.fromarray(np.zeros((30, 70, 3), np.uint8)).save(images / "b.jpg")
+    (images / "c.png").write_bytes(b"none")
+    out = tmp_path / "pixels.csv"
+    given = compose_config(f"checkpoint={weights}", f"images={images}", f"out={out}", name="predict")
+    assert predict.predict(OmegaConf.create(given)) == [Path("c.png")]
+    rows = list(csv.DictReader(out.open()))
+    assert [(row["image"], row["labels"]) for row in rows] == [
+        ("b.jpg", "pixels/b.jpg.png"), ("below/a0.png", "pixels/below/a0.png.png"),
+    ]  # fmt: skip
+    with Image.open(tmp_path / rows[1]["labels"]) as picture:
+        found = np.asarray(picture)
+    net, image = merged_copy(load_model(weights)[0]), Image.open(camvid / "CamVid/test/a0.png")
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
+    pixels = (pixels - torch.tensor(IMAGENET_DEFAULT_MEAN).view(3, 1, 1)) / torch.tensor(IMAGENET_DEFAULT_STD).view(
+        3, 1, 1
+    )
+    # two windows of 32x64 on the image of 48x64, padded to 64x64
+    padded = torch.nn.functional.pad(pixels, (0, 0, 0, 16))[None]
+    total, seen = torch.zeros(1, 11, 64, 64), torch.zeros(64, 1)
+    for top in (0, 32):
+        total[:, :, top : top + 32] += net(padded[:, :, top : top + 32]).detach()
+        seen[top : top + 32] += 1
+    assert np.array_equal(found, (total / seen).argmax(1)[0, :48].numpy())
+    names = [name for name in rows[1] if name.startswith("share(")]
+    assert len(names) == 11 and names[0] == "share(Sky)"
+    for number, name in enumerate(names):
+        assert float(rows[1][name]) == pytest.approx((found == number).mean(), abs=1e-6)
+
+
+def test_a_network_of_one_size_sees_windows_of_it():
+    """Also where the file does not tell how it was evaluated."""
+    narrow = {"channels": (4, 4, 8, 16), "layers": (1, 2, 2, 1)}
+    assert masks.window_of(TrainedOn(), build_pspnet("resnet50", 64, arguments=narrow)) is None
+    repmlp = {**narrow, "partition": 4, "groups": 2, "reductions": 1}
+    net = build_pspnet("repmlp_res50_224", (32, 64), (1, 3), arguments=repmlp)
+    assert masks.window_of(TrainedOn(), net) == [32, 64]
+    assert masks.window_of(TrainedOn(window=(64, 64)), net) == [64, 64]
+    free = build_pspnet("repmlp_res50_224", (32, 64), (1, 3), arguments={**repmlp, "global_perceptron": False})
+    assert masks.window_of(TrainedOn(), free) is None

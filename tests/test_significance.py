@@ -152,3 +152,14 @@ def test_sweeps_name_contrasts(tmp_path):
         parse([{"vary": "x", "from": 1, "to": 2, "equivalent_within": -1}])
     with pytest.raises(ValueError, match=r"use \{vary: SETTING"):
         parse([{"vary": "x", "form": 1, "to": 2}])
+
+
+def test_a_contrast_may_start_from_a_default():
+    """Runs at a setting's default are those without it in their key, whatever the records spell out."""
+    records = pd.concat(
+        [study({"[]": {0: 30.0}}), study({"[]": {0: 31.0}}, **{"recipe.mixup": 0.8})], ignore_index=True
+    )
+    del records.loc[0, "config"]["recipe"]["mixup"]  # an older record
+    for start, words in ((0.0, "recipe.mixup: 0.8 - 0"), (0.2, None)):
+        pairs = pairs_of(records, [Contrast("recipe.mixup", start, 0.8)])
+        assert [str(pair.contrast) for pair in pairs] == ([words] if words else [])

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from test_run import start
 
 from repmlp.runs.key import run_key
 from repmlp.runs.run import Outcome, run_label
-from repmlp.runs.sweep import finish, note_outcome, progress_line, start_plan, sweep_rows, told_apart
+from repmlp.runs.sweep import differing, finish, note_outcome, progress_line, start_plan, sweep_rows, told_apart
 
 ROWS = ["-m", *TINY, "recipe.epochs=1", "recipe.warmup_epochs=0", "study=s"]
 
@@ -89,7 +90,7 @@ def test_every_sweep_composes_and_has_the_rows_it_says():
         "locality_imagenet": 4, "share_sets_imagenet": 4, "segmentation": 3, "segmentation_small": 3,
         "small/learning_rate": 6, "small/locality": 40, "small/table4": 20, "small/more_data": 6, "small/pure_mlp": 21,
         "small/control": 60, "small/merge_after": 20, "small/merge_control": 10,
-        "small/locality_imagenet": 6, "small/share_sets_imagenet": 12,
+        "small/locality_imagenet": 6, "small/share_sets_imagenet": 12, "small/finetuning_imagenet": 1,
     }  # fmt: skip
     folder = ROOT / "experiments/conf/sweep"
     once = functools.cache(compose_config)
@@ -131,6 +132,14 @@ def test_what_differs_in_a_sweep_is_told():
     assert told_apart([["seed=0"], ["seed=1"]], 0) == [] == told_apart([[]], 0)
 
 
+def test_what_a_search_draws_is_told():
+    """Its runs are not known beforehand: what tells them apart is what the command did not give."""
+    given = ["data.holdout=0.1", "recipe.lr_per_256=interval(0.001,0.02)", "model.kernels=choice([],[3])"]
+    drawn = ["data.holdout=0.1", "recipe.lr_per_256=0.0123456789", "model.kernels=[3]", "+trainer.eval_every=2"]
+    plan = {"rows": None, "given": given}
+    assert differing(plan, drawn, 7) == ["recipe.lr_per_256=0.01235", "trainer.eval_every=2"]  # kernels: in run_label
+
+
 def test_a_sweep_ends_within_its_minutes(tmp_path):
     """The first run takes longer than there is; what it leaves undone is postponed, and done by the next command."""
     done = sweep(tmp_path, "seed=0,1", "recipe.epochs=2", "trainer.minutes=0.0001")
@@ -167,6 +176,8 @@ def test_a_search_goes_by_what_runs_reach_on_held_out_images(tmp_path):
     done = sweep(tmp_path, *SEARCH, interval, "data.holdout=0.5")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 runs: 2 finished" in done.stderr
+    labels = re.findall(r"run \d: (.*)", done.stdout + done.stderr)
+    assert len(set(labels)) == 2 and all("recipe.lr_per_256=0.0" in label for label in labels)
     reached = [record["top1_pct"] for record in records(tmp_path)]
     assert len(reached) == 2 and f"best_value: {max(reached)}" in "".join(
         path.read_text() for path in tmp_path.rglob("optimization_results.yaml")

@@ -13,7 +13,7 @@ from torch.func import functional_call, grad, jacrev, jvp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from repmlp import RepMLPNet, deploy
-from repmlp.tracing import plain
+from repmlp.tracing import _private, plain
 
 NATIVE, TILES, PADDED = (32, 32), (64, 64), (48, 40)
 SAME_AREA = (64, 16)  # as many cells as NATIVE: products alone would not notice
@@ -215,3 +215,16 @@ def test_features_by_fx_are_those_of_the_net(features):
     x = torch.randn(2, 3, 64, 48)
     for found, expected in zip(net(x), whole.forward_intermediates(x, intermediates_only=True), strict=True):
         torch.testing.assert_close(found, expected)
+
+
+def test_what_has_no_public_name_is_asked_for_at_the_import():
+    with pytest.raises(ImportError, match=r"torch\._C\._functorch\.gone, which torch \d.* does not have: use"):
+        _private("torch._C._functorch.gone")
+
+
+def test_plain_is_said_of_no_transform():
+    x = torch.zeros(2)
+    assert plain(x)
+    with forward_ad.dual_level():
+        assert not plain(x)
+    assert not vmap(lambda each: each + plain(x))(x).any()

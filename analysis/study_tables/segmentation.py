@@ -17,7 +17,7 @@ COLUMNS_NOTE = (
     "mIoU: mean over the classes that occur, ± standard deviation over seeds; other figures are means over seeds. "
     "'changed pixels' (first guesses that merging changes) and 'merge error' (norm of the difference of the logits "
     "over their norm) are the largest of the seeds. Params and MACs are those of the training-time net, the auxiliary "
-    "head counted in the params alone; MACs of one image, taken as a whole."
+    "head counted in the params alone; MACs of one {seen}."
 )
 
 
@@ -92,4 +92,6 @@ def _size(sides: list[int]) -> str:
 def study_note(records: pd.DataFrame) -> str:
     """Write the caption of a study's table."""
     full = all(is_full_recipe(r) for r in records.to_dict("records"))
-    return " ".join((scale_line(records), PAPERS if full else NOTE, COLUMNS_NOTE))
+    window = records.iloc[0]["config"]["recipe"]["window"]
+    columns = COLUMNS_NOTE.format(seen="window" if window else "image, taken as a whole")
+    return " ".join((scale_line(records), PAPERS if full else NOTE, columns))

@@ -29,6 +29,7 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "timm": build_timm,
     "upernet": build_upernet,
 }
+PIXELS = ("pspnet", "upernet")  # those that tell the classes of pixels, not of whole images
 
 
 def build_model(config: Mapping[str, Any], num_classes: int = 100, inference_mode: bool = False) -> nn.Module:
@@ -50,15 +51,6 @@ def build_model(config: Mapping[str, Any], num_classes: int = 100, inference_mod
 def merged_copy(model: nn.Module) -> nn.Module:
     """Return a copy of any model with every part merged that has reparameterize(), its root too; the model stays."""
     return reparameterize_model(nn.ModuleList([model]))[0]  # timm visits children only
-
-
-def check_whole_images(checkpoint: Path | str, config: Mapping[str, Any]) -> None:
-    """Raise ValueError where a checkpoint's network labels every pixel instead of the whole image."""
-    if config["arch"] in ("upernet", "pspnet"):
-        raise ValueError(
-            f"{checkpoint} labels pixels, this command takes networks that tell the class of a whole image: its record "
-            "has mIoU before and after merging, and experiments/borders.py measures it further"
-        )
 
 
 def check_num_classes(checkpoint: Path | str, model: nn.Module, data: str, num_classes: int) -> None:

@@ -75,6 +75,10 @@ class PSPNet(nn.Module):
         maps = self.head(self.drop(self.bottleneck(self.pooling(self.backbone.forward_features(x)))))
         return F.interpolate(maps, size=x.shape[2:], mode="bilinear", align_corners=False)
 
+    def with_auxiliary(self, images: Tensor) -> tuple[Tensor, None]:
+        """Return the logits, and None for those of an auxiliary head, as a segmentation network is trained here."""
+        return self(images), None
+
 
 def build_pspnet(
     encoder: str = "resnet50",
@@ -83,6 +87,7 @@ def build_pspnet(
     *,
     num_classes: int = 19,
     output_stride: int = 8,
+    decoder_channels: int = 512,
     arguments: Mapping[str, Any] | None = None,
     inference_mode: bool = False,
 ) -> PSPNet:
@@ -93,15 +98,15 @@ def build_pspnet(
     pixels into it.
 
     encoder: timm name. img_size: pixels; a ResNet with RepMLP blocks takes images of this size alone. kernels: branches
-    of its RepMLPs, () for none. num_classes: of the pixels. output_stride: of the last map, 8 or 16. arguments: more of
-    the encoder's. inference_mode: build the merged form.
+    of its RepMLPs, () for none. num_classes: of the pixels. output_stride: of the last map, 8 or 16. decoder_channels:
+    between the last two convolutions. arguments: more of the encoder's. inference_mode: build the merged form.
     Raises ValueError as `build_timm` and the encoder do.
     """
     more = {"output_stride": output_stride, "global_pool": "", **(arguments or {})}
     backbone = build_timm(
         encoder, kernels, img_size=img_size, num_classes=0, inference_mode=inference_mode, arguments=more
     )
-    return PSPNet(backbone, num_classes)
+    return PSPNet(backbone, num_classes, channels=decoder_channels)
 
 
 def _conv_bn_relu(in_channels: int, out_channels: int, kernel: int) -> nn.Sequential:

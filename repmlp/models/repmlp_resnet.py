@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from repmlp.branches import BranchSpec, values
 from repmlp.folding import fold_batch_norms
 from repmlp.key_names import unwrap
+from repmlp.layers import tiles_of
 from repmlp.older_key_names import convert_older
 from repmlp.repmlp_block import RepMLP
 from repmlp.sizes import height_width
@@ -328,6 +329,35 @@ def map_sizes(model: ResNet, img_size: int | tuple[int, int]) -> dict[str, tuple
     strides = {info["module"]: info["reduction"] for info in model.feature_info}
     # every convolution with a stride rounds up
     return {stage: (-(-height // strides[name]), -(-width // strides[name])) for stage, name in STAGES.items()}
+
+
+def check_images(model: ResNet, img_size: int | tuple[int, int]) -> None:
+    """Raise ValueError where images of a size have another number of partitions than the RepMLP blocks are built for.
+
+    FC1 and FC2 of a Global Perceptron depend on that number. A ResNet without such blocks takes images of any size.
+    """
+    maps = map_sizes(model, img_size)
+    for stage, module in _of_one_size(model):
+        there, here = tiles_of(maps[stage], module.size), module.partitions
+        if there != here:
+            height, width = height_width(img_size)
+            raise ValueError(
+                f"images of {height}x{width} pixels have {there[0]}x{there[1]} partitions in {stage}, and the RepMLP "
+                f"blocks there are built for {here[0]}x{here[1]}"
+            )
+
+
+def takes_any_size(model: nn.Module) -> bool:
+    """Say whether a network has no RepMLP block that is built for one number of partitions."""
+    return not isinstance(model, ResNet) or not any(_of_one_size(model))
+
+
+def _of_one_size(model: ResNet) -> Iterator[tuple[str, RepMLP]]:
+    """Give the RepMLPs that are built for one number of partitions, each with its stage."""
+    for stage, layer in STAGES.items():
+        for module in getattr(model, layer).modules():
+            if isinstance(module, RepMLP) and not module.any_map:
+                yield stage, module
 
 
 def _check_resnet(model: nn.Module) -> None:

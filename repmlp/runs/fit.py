@@ -16,6 +16,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from torch import Tensor
 
 from repmlp import branches
@@ -65,7 +66,7 @@ def train(settings: Run, folder: Path, path: Path, deadline: float | None, state
     counts = {
         "params": count_params(net),
         "params_paper_rule": count_params_paper(net),
-        "macs": count_macs(net, task.image_size(data)),
+        "macs": count_macs(net, task.image_size(settings, data)),
     }
     train_loader, val_loader = data.train_dataloader(), data.val_dataloader()
     trainer.log_every_n_steps = len(train_loader)
@@ -106,7 +107,8 @@ def train(settings: Run, folder: Path, path: Path, deadline: float | None, state
         "config": config,
         "curve": history.curve,
     }
-    images = TrainedOn(config["data"], getattr(data.info, "class_names", ()), data.info.mean, data.info.std)
+    window = config["recipe"].get("window") or ()
+    images = TrainedOn(config["data"], getattr(data.info, "class_names", ()), data.info.mean, data.info.std, window)
     extra = {"key": path.stem, "study": settings.study, **images.to_metadata()}
     model = settings.model if settings.recipe.merge_after is None else {**settings.model, "kernels": []}
     save_model(folder / "model.safetensors", net.cpu(), model, extra)
@@ -179,6 +181,10 @@ def make_trainer(settings: Run, folder: Path, commit: str | None, deadline: floa
         num_sanity_val_steps=0,
         logger=logger,
         callbacks=[*callbacks, history],
+        # Lightning's own way to be requeued by Slurm would write into the folder that one stands in, where each later
+        # run would go on from it. A run goes on from its own last epoch, whoever gives the command again.
+        default_root_dir=folder,
+        plugins=[SLURMEnvironment(auto_requeue=False)] if _by_slurm() else [],
         enable_progress_bar=bar,
         enable_model_summary=False,
         use_distributed_sampler=False,
@@ -190,6 +196,11 @@ def check_graphs(device: torch.device) -> None:
     """Raise BadSetting where a step cannot be captured as a CUDA graph."""
     if device.type != "cuda":
         raise BadSetting(f"trainer.graph=true: this run is on the {device.type}, which has no CUDA graphs; use false")
+
+
+def _by_slurm() -> bool:
+    """Say whether Slurm started this process, and Lightning would ask it for ranks (torchrun comes first there)."""
+    return SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()
 
 
 def _accelerator(name: str) -> str:
@@ -218,7 +229,10 @@ def _quieten() -> None:
 
 
 def _fit(trainer: L.Trainer, module: RecipeModule, train_loader: Any, val_loader: Any, checkpoint: Path | None) -> None:
-    """Run the fit loop; Ctrl-C comes out as KeyboardInterrupt (Lightning turns it into an exit)."""
+    """Run the fit loop; Ctrl-C comes out as KeyboardInterrupt (Lightning turns it into an exit).
+
+    An exit that someone else asks for, such as the handler of a signal by which a cluster takes a job away, stays one.
+    """
     on_cpu = trainer.strategy.root_device.type == "cpu"
     try:
         with freed_memory_kept() if on_cpu else contextlib.nullcontext():
@@ -230,7 +244,9 @@ def _fit(trainer: L.Trainer, module: RecipeModule, train_loader: Any, val_loader
                 weights_only=True,
             )
     except SystemExit as error:
-        raise KeyboardInterrupt from error
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from error
+        raise
 
 
 def _epochs_done(path: Path, module: RecipeModule, only_commit: str | None) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +58,16 @@ def determining(config: Mapping[str, Any]) -> dict[str, Any]:
     processes = trainer.get("devices", 1) * trainer.get("num_nodes", 1)
     shared = {} if processes == 1 else {"processes": processes, "sync_batchnorm": trainer.get("sync_batchnorm", False)}
     return {**parts, **shared, "seed": config["seed"], "precision": trainer["precision"]}
+
+
+def meant_by_absence(name: str) -> Any:
+    """Return what a setting is in a run whose `determining` lacks it; NaN for one that such a run does not have.
+
+    name: dotted, e.g. "recipe.mixup".
+    """
+    part, _, field = name.partition(".")
+    rules = {each.name: each.metadata for each in dataclasses.fields(PARTS[part])} if part in PARTS else {}
+    return rules[field]["neutral"] if field in rules and rules[field]["key"] == CHANGED else math.nan
 
 
 def run_key(config: Mapping[str, Any]) -> str:

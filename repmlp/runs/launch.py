@@ -23,12 +23,14 @@ from repmlp.runs.outcome import Outcome, first_process, one_line, run_label
 from repmlp.runs.settings import Recipe, Run, SegmentationRecipe, unknown
 from repmlp.runs.sweep import (
     deadline_of,
+    differing,
+    ended_without_a_word,
     enough_time,
     note_outcome,
     outcome_line,
     plan_of,
     progress_line,
-    told_apart,
+    summary_so_far,
 )
 
 if TYPE_CHECKING:
@@ -68,7 +70,7 @@ def run_job(config: DictConfig) -> float | None:
         )
     folder = Path(hydra_config.sweep.dir if swept else hydra_config.run.dir)
     number = hydra_config.job.num if swept else 0
-    label = ", ".join([run_label(plain), *told_apart(plan_of(folder)["rows"] or [[]] * (number + 1), number)])
+    label = ", ".join([run_label(plain), *differing(plan_of(folder), list(hydra_config.overrides.task), number)])
     deadline = deadline_of(folder, plain["trainer"]["minutes"])
     if enough_time(folder, deadline):
         log.info(progress_line(folder, number, label))
@@ -179,12 +181,16 @@ def quote_file_names(arguments: list[str], names: tuple[str, ...] = ("checkpoint
 
 
 def place_files(arguments: list[str], names: tuple[str, ...] = ("data.root", "weights", "backbone")) -> list[str]:
-    """Let relative paths in settings that name what is read start from the folder that the user stands in."""
+    """Let relative paths in settings that name what runs read start from the folder that the user stands in.
+
+    A comma stands between the values of a sweep, "weights=null,FILE", unless there is a file of that name.
+    """
     placed = []
     for text in arguments:
         name, equals, value = text.partition("=")
-        if equals and name in names and value and not re.search(r"[,$\[{'\"]", value) and value != "null":
-            text = f"{name}={_quoted(str(place(value)))}"
+        if equals and name in names and value and not re.search(r"^[\['\"]|\$", value):
+            values = [value] if place(value).exists() else value.split(",")
+            text = f"{name}={','.join(one if one == 'null' else _quoted(str(place(one))) for one in values)}"
         placed.append(text)
     return placed
 
@@ -216,9 +222,7 @@ def run_command(main: Callable[[], None], repository: Path) -> None:
         os.environ["REPMLP_DATA"] = str(place(data))
     os.chdir(repository)
     os.environ.setdefault("REPMLP_LAUNCH", f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{os.getpid()}")
-    sys.argv[1:] = quote_file_names(
-        place_files(sys.argv[1:]), ("checkpoint", "onnx", "out", "weights", "backbone", "images")
-    )
+    sys.argv[1:] = quote_file_names(place_files(sys.argv[1:]), ("checkpoint", "onnx", "out", "images"))
     refuse_additions(sys.argv[1:], repository / "experiments/conf")
     if {"-h", "--help", "--hydra-help"} & set(sys.argv):
         quicken_help()
@@ -230,6 +234,14 @@ def run_command(main: Callable[[], None], repository: Path) -> None:
         if wanted_traceback:
             raise
         sys.exit(f"error: {message_of(error)}")
+    except Exception as error:
+        if wanted_traceback or not ended_without_a_word(error):
+            raise
+        summary_so_far()
+        sys.exit(
+            "error: the process of a run was ended from outside (by a time limit, the limit of its memory, a signal): "
+            f"the same command goes on from its last epoch ({type(error).__name__}: {str(error).splitlines()[0]})"
+        )
     except KeyboardInterrupt:
         if first_process():
             print("interrupted: the same command goes on from here", file=sys.stderr)

@@ -6,11 +6,12 @@ machines, so what they tell each other lies in files of the sweep's own folder.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 
 PLAN, OUTCOMES = "plan.json", "outcomes"
 STATES = ("finished", "skipped", "busy", "postponed", "failed")
+SWEEPS: list[tuple[Path, Path]] = []  # folder and results of the sweep that this process started
 # What run_label says of a run in its own words
 SAID = ("model", "model.name", "model.kernels", "model.share_sets", "model.global_perceptron", "model.embed_kernel",
         "data.n_train", "recipe.epochs", "seed")  # fmt: skip
@@ -44,8 +46,10 @@ class SweepReport(Callback):
                 "error: a sweeper that searches would choose by the images that results are reported on: "
                 "use data.holdout=0.1, a tenth of the training images to choose by"
             )
-        rows = sweep_rows(config.hydra.sweeper.params, list(config.hydra.overrides.task)) if basic else None
-        start_plan(Path(config.hydra.sweep.dir), rows)
+        SWEEPS.append((Path(config.hydra.sweep.dir), results_of(config)))
+        given = list(config.hydra.overrides.task)
+        rows = sweep_rows(config.hydra.sweeper.params, given) if basic else None
+        start_plan(Path(config.hydra.sweep.dir), rows, given)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         finish(Path(config.hydra.sweep.dir), results_of(config))
@@ -72,6 +76,18 @@ class SweepReport(Callback):
             log.error(outcome_line(outcome, number))
 
 
+def ended_without_a_word(error: Exception) -> bool:
+    """Say whether a launcher complains that the process of a run is gone: joblib's workers, submitit's jobs."""
+    return any(kind.__name__ in ("BrokenProcessPool", "UncompletedJobError") for kind in type(error).__mro__)
+
+
+def summary_so_far() -> None:
+    """Print the summary of the sweep that this process started, where its launcher gave up."""
+    for folder, results in SWEEPS:
+        with contextlib.suppress(SystemExit):
+            finish(folder, results)
+
+
 def results_of(config: DictConfig) -> Path:
     return Path(config.results_dir) / str(config.study)
 
@@ -93,14 +109,34 @@ def told_apart(rows: list[list[str]], number: int) -> list[str]:
     return [f"{name}={settings[number][name]}" for name in varied if name in settings[number]]
 
 
-def start_plan(folder: Path, rows: list[list[str]] | None) -> None:
-    """Write down which runs there are (None: nobody knows) and when they were started."""
+def drawn(overrides: Sequence[str], given: Sequence[str]) -> list[str]:
+    """Return what a search drew for a run, "recipe.lr_per_256=0.004": its overrides that the command did not give.
+
+    Numbers to four digits, for a reader; the record has them whole.
+    """
+    said = []
+    for name, equals, value in (text.lstrip("+").partition("=") for text in overrides if text not in given):
+        if not equals or name in SAID:
+            continue
+        with contextlib.suppress(ValueError):
+            value = f"{float(value):.4g}"
+        said.append(f"{name}={value}")
+    return said
+
+
+def differing(plan: Mapping[str, Any], overrides: Sequence[str], number: int) -> list[str]:
+    """Return what tells run `number` from the others of a plan; overrides: the run's own."""
+    return drawn(overrides, plan["given"]) if plan["rows"] is None else told_apart(plan["rows"], number)
+
+
+def start_plan(folder: Path, rows: list[list[str]] | None, given: Sequence[str] = ()) -> None:
+    """Write down which runs there are (None: nobody knows), the command's overrides, and when they were started."""
     (folder / OUTCOMES).mkdir(parents=True, exist_ok=True)
-    (folder / PLAN).write_text(json.dumps({"rows": rows, "started": time.time()}))
+    (folder / PLAN).write_text(json.dumps({"rows": rows, "given": list(given), "started": time.time()}))
 
 
 def plan_of(folder: Path) -> dict[str, Any]:
-    """Read the plan of a sweep: {"rows": overrides of each run or None, "started": seconds}."""
+    """Read the plan of a sweep: {"rows": overrides of each run or None, "given": the command's, "started": seconds}."""
     return json.loads((folder / PLAN).read_text())
 
 
@@ -182,9 +218,10 @@ def finish(folder: Path, results: Path | None = None) -> None:
         print(f"{words[state]}: {'; '.join(named)}: {message}", file=sys.stderr)
     if results is not None and (counts["finished"] or counts["skipped"]):
         study = results.name
+        elsewhere = "" if results.parent.absolute() == Path("results").absolute() else f" --results {results.parent}"
         print(
-            f"records: {results / 'records'}; python analysis/make_tables.py --study {study} and "
-            f"python analysis/plot_curves.py {study} show them",
+            f"records: {results / 'records'}; python analysis/make_tables.py --study {study}{elsewhere} and "
+            f"python analysis/plot_curves.py {study}{elsewhere} show them",
             file=sys.stderr,
         )
     if counts["failed"] or counts["without a report"]:

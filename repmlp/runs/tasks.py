@@ -14,10 +14,13 @@ from torch import nn
 from repmlp.checkpoints import start_backbone
 from repmlp.data import DATASETS, SEGMENTATION, build_data, build_segmentation_data
 from repmlp.finetuning import start_from
-from repmlp.models.build import ARCHITECTURES, build_model
+from repmlp.models.build import ARCHITECTURES, PIXELS, build_model
+from repmlp.models.pspnet import PSPNet
+from repmlp.models.repmlp_resnet import check_images, takes_any_size
 from repmlp.models.upernet import STRIDE
 from repmlp.runs.progress import told
 from repmlp.runs.settings import BadSetting, Run, unknown
+from repmlp.sizes import height_width
 from repmlp.training.base import RecipeModule
 from repmlp.training.classifier import Classifier
 from repmlp.training.merge_check import compare_merged
@@ -40,7 +43,7 @@ class Classification:
         self.check_task(run)
 
     def check_task(self, run: Run) -> None:
-        if run.model["arch"] == "upernet":
+        if run.model["arch"] in PIXELS:
             raise BadSetting(f"model={run.model['name']} labels pixels: train it with experiments/segment.py")
         if run.backbone:
             raise BadSetting("backbone is a setting of experiments/segment.py: a classifier starts from weights=FILE")
@@ -59,7 +62,7 @@ class Classification:
             )
         return net
 
-    def image_size(self, data: Any) -> int | tuple[int, int]:
+    def image_size(self, run: Run, data: Any) -> int | tuple[int, int]:
         """Return the size of the images that multiply-accumulates are counted for, once the data are set up."""
         return data.info.img_size
 
@@ -85,14 +88,18 @@ class Segmentation(Classification):
     datasets = SEGMENTATION
 
     def check_task(self, run: Run) -> None:
-        if run.model["arch"] != "upernet":
-            raise BadSetting(f"model={run.model['name']} labels no pixels: use one of the upernets, model=NAME")
+        if run.model["arch"] not in PIXELS:
+            raise BadSetting(
+                f"model={run.model['name']} labels no pixels: use one of the upernets or pspnets, model=NAME"
+            )
         if run.weights:
-            raise BadSetting("weights is a setting of classifiers: UperNet starts from backbone=FILE")
+            raise BadSetting(
+                "weights is a setting of classifiers: a network that labels pixels starts from backbone=FILE"
+            )
         if run.recipe.batch_size < 2 * run.trainer.processes and not run.trainer.sync_batchnorm:
             raise BadSetting(
-                f"recipe.batch_size={run.recipe.batch_size} on {run.trainer.processes} process(es): a batch norm of "
-                "UperNet sees one number an image, so each process needs two images; use fewer devices or "
+                f"recipe.batch_size={run.recipe.batch_size} on {run.trainer.processes} process(es): a batch norm "
+                "behind pooled maps sees one number an image, so each process needs two images; use fewer devices or "
                 "trainer.sync_batchnorm=true"
             )
 
@@ -100,17 +107,20 @@ class Segmentation(Classification):
         return build_segmentation_data(run.data, run.recipe.batch_size, run.seed)
 
     def build_net(self, run: Run, data: Any) -> nn.Module:
-        """Build UperNet; its backbone starts from the weights of a classifier where `backbone` names a file."""
+        """Build the network; its backbone starts from the weights of a classifier where `backbone` names a file."""
         net = build_model(run.model, data.info.num_classes)
+        if isinstance(net, PSPNet):
+            check_sizes(net, run)
         if run.backbone:
             fresh = start_backbone(net, Path(run.backbone).expanduser())
             log.info("backbone from %s; fresh: %s", run.backbone, ", ".join(fresh) or "nothing")
         return net
 
-    def image_size(self, data: Any) -> tuple[int, int]:
-        """Return the size of the first image of evaluation, padded as `predict` pads it."""
-        height, width = data.image_size
-        return height + -height % STRIDE, width + -width % STRIDE
+    def image_size(self, run: Run, data: Any) -> tuple[int, int]:
+        """Return what of the first image of evaluation the network sees at once: a window, or it all, padded."""
+        height, width = (side + -side % STRIDE for side in data.image_size)
+        window = run.recipe.window or (height, width)
+        return min(height, window[0]), min(width, window[1])
 
     def build_module(self, run: Run, net: nn.Module, data: Any, steps_per_epoch: int) -> RecipeModule:
         return Segmenter(net, asdict(run.recipe), steps_per_epoch, data.info.classes, seed=run.seed)
@@ -118,6 +128,24 @@ class Segmentation(Classification):
     def evaluate(self, run: Run, net: nn.Module, data: Any) -> dict[str, Any]:
         batches = told(data.whole_evaluation(), data.n_images[1], log.info)
         return compare_merged_masks(net, batches, data.info.classes, run.recipe.window)
+
+
+def check_sizes(net: PSPNet, run: Run) -> None:
+    """Raise BadSetting where a PSPNet does not take the images that it would be trained and evaluated on."""
+    if takes_any_size(net.backbone):
+        return
+    built = str(list(height_width(run.model.get("img_size", 713)))).replace(" ", "")
+    for name, size in (("data.crop_size", run.data["crop_size"]), ("recipe.window", run.recipe.window)):
+        if size is None:
+            raise BadSetting(
+                f"{name}=null: model={run.model['name']} takes images of one size, no whole ones; use {name}={built}"
+            )
+        try:
+            check_images(net.backbone, size)
+        except ValueError as error:
+            raise BadSetting(
+                f"{name}={size}: {error}; use {name}={built}, the network's img_size, or build it with another"
+            ) from None
 
 
 TASKS: dict[str, Classification] = {task.name: task for task in (Classification(), Segmentation())}

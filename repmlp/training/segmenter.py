@@ -1,4 +1,4 @@
-"""The LightningModule that trains UperNet, and the measures of a segmentation before and after merging."""
+"""The LightningModule that trains UperNet or PSPNet, and the measures of a segmentation before and after merging."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
 from repmlp.compare import Comparer
 from repmlp.data.scaled_crop import IGNORED
 from repmlp.models.build import merged_copy
+from repmlp.models.pspnet import PSPNet
 from repmlp.models.upernet import UperNet, predict
 from repmlp.training.base import RecipeModule
 
@@ -51,12 +52,17 @@ class Segmenter(RecipeModule):
     Paper: RepMLPNet Section 5.3. The mean is over the labelled pixels of a process, so that with several processes it
     depends a little on how the images are dealt out.
 
-    net: a UperNet. recipe, steps_per_epoch, seed: see RecipeModule; the recipe also has label_smoothing,
+    net: a UperNet or PSPNet. recipe, steps_per_epoch, seed: see RecipeModule; the recipe also has label_smoothing,
     auxiliary_weight, and window: see `repmlp.models.upernet.predict`. classes: their names.
     """
 
     def __init__(
-        self, net: UperNet, recipe: Mapping[str, Any], steps_per_epoch: int, classes: Sequence[str], seed: int = 0
+        self,
+        net: UperNet | PSPNet,
+        recipe: Mapping[str, Any],
+        steps_per_epoch: int,
+        classes: Sequence[str],
+        seed: int = 0,
     ):
         super().__init__(net, recipe, steps_per_epoch, seed)
         self.classes = tuple(classes)
@@ -95,7 +101,7 @@ class Segmenter(RecipeModule):
 
 @torch.no_grad()
 def compare_merged_masks(
-    net: UperNet, loader: Iterable[tuple[Tensor, Tensor]], classes: Sequence[str], window: Sequence[int] | None = None
+    net: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], classes: Sequence[str], window: Sequence[int] | None = None
 ) -> dict[str, Any]:
     """Merge a copy of `net` and run both over the same images.
 

@@ -1,4 +1,4 @@
-"""The networks whose speed the older paper compares, for benchmark.py what=[older].
+"""The networks whose speed the older paper compares, for `benchmark.py what=[older]`.
 
 Paper: RepMLP (arXiv 2105.01883), Sections 4.2 and 4.3. Names are those of analysis/paper_tables/older.py, which sets
 the measured ratios beside the printed ones.
