@@ -126,14 +126,6 @@ def test_a_captured_step_trains_as_the_steps_do_one_by_one(tmp_path):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU here")
-def test_a_captured_step_that_is_compiled_trains_as_well(tmp_path):
-    options = ["model=resmlp_tiny", "model.depth=2", "trainer.accelerator=gpu", "trainer.precision=bf16-mixed"]
-    whole = ["trainer.compile=true", "trainer.branches=matrix", GRAPH]
-    losses = [result(tiny_config(tmp_path / str(len(more)), *options, *more))[0]["curve"] for more in ([], whole)]
-    assert losses[1][-1]["train_loss"] == pytest.approx(losses[0][-1]["train_loss"], rel=0.02)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU here")
 def test_what_waits_for_the_gpu_cannot_be_captured():
     layer = nn.Linear(2, 1, device="cuda")
     optimizer = torch.optim.AdamW(layer.parameters(), fused=True)

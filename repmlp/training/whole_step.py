@@ -60,15 +60,15 @@ class WholeStep:
         self.calls += 1
         if self.replay is not None:
             return self.replay()
+        capturing = self.calls > self.WARM_UP
         # only while its operations are called; the schedule, and state dicts, have numbers
         kept = [{name: group[name] for name in ("lr", "capturable")} for group in groups]
         for rate, group in zip(self.rates, groups, strict=True):
-            group.update(lr=rate, capturable=rate.is_cuda)
+            group.update(lr=rate, capturable=capturing)
         try:
-            if self.calls > self.WARM_UP:
-                self.replay = self.capture(self._step)
-            else:
+            if not capturing:
                 return aside(self._step, self.rates[0].device)
+            self.replay = self.capture(self._step)
         finally:
             for group, values in zip(groups, kept, strict=True):
                 group.update(values)
