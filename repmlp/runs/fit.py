@@ -157,7 +157,7 @@ def make_trainer(settings: Run, folder: Path, commit: str | None, deadline: floa
     bar = sys.stderr.isatty() if options.progress_bar is None else options.progress_bar
     history = History(folder, commit, show=not bar)
     callbacks: list[L.Callback] = [
-        Checkpoints(folder, options.checkpoint_every),
+        Checkpoints(folder, options.checkpoint_every, deadline),
         KernelImages(options.kernel_image_every),
     ]
     if options.compile:
@@ -182,7 +182,7 @@ def make_trainer(settings: Run, folder: Path, commit: str | None, deadline: floa
         logger=logger,
         callbacks=[*callbacks, history],
         # Lightning's own way to be requeued by Slurm would write into the folder that one stands in, where each later
-        # run would go on from it. A run goes on from its own last epoch, whoever gives the command again.
+        # run would go on from it. A run goes on from its own checkpoint, whoever gives the command again.
         default_root_dir=folder,
         plugins=[SLURMEnvironment(auto_requeue=False)] if _by_slurm() else [],
         enable_progress_bar=bar,
