@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from repmlp.layers import LocalPerceptron
+from repmlp.local_perceptron import LocalPerceptron
 from repmlp.sizes import height_width
 
 

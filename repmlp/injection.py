@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repmlp.branches import BranchSpec, parse_all
-from repmlp.layers import LocalPerceptron, check_parameters, set_parameter
+from repmlp.local_perceptron import LocalPerceptron
+from repmlp.parameters import check_parameters, set_parameter
 from repmlp.reparam import merge_branches
 
 

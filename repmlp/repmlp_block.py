@@ -15,16 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repmlp.branches import BranchSpec, parse_all
-from repmlp.layers import (
-    batch_norm_stats,
-    check_parameters,
-    cut_into_tiles,
-    join_tiles,
-    reordered,
-    set_parameter,
-    shuffled_grid,
-    tiles_of,
-)
+from repmlp.local_perceptron import reordered, shuffled_grid
+from repmlp.maps import cut_into_tiles, join_tiles, tiles_of
+from repmlp.parameters import batch_norm_stats, check_parameters, set_parameter
 from repmlp.reparam import Branch, fuse_bn, inverse_permutation, merge_branches
 
 
@@ -88,7 +81,7 @@ class GroupLocalPerceptron(nn.Module):
     """Parallel group-wise convolutions, each followed by a batch norm, summed.
 
     Paper: RepMLP Section 3.3, "Local Perceptron". Shuffled branches see the partition in the order of the buffer
-    `permutation`, as in repmlp.layers.LocalPerceptron.
+    `permutation`, as in repmlp.local_perceptron.LocalPerceptron.
 
     in_channels, out_channels: C, O. groups: divides both. kernels: branches, see repmlp.branches. size: (h, w).
     Input (N, C, h, w), output (N, O, h, w).

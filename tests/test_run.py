@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from repmlp.checkpoints import load_model
-from repmlp.layers import LocalPerceptron
+from repmlp.local_perceptron import LocalPerceptron
 from repmlp.locality import locality_index
 from repmlp.runs import fit
 from repmlp.runs import run as runs

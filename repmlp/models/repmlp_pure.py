@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repmlp.branches import BranchSpec
-from repmlp.layers import batch_norm_stats, check_parameters, set_parameter
+from repmlp.parameters import batch_norm_stats, check_parameters, set_parameter
 from repmlp.reparam import fuse_bn
 from repmlp.repmlp_block import GroupLocalPerceptron, RepMLP, check_partition_kernels
 from repmlp.sizes import height_width

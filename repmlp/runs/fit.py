@@ -22,7 +22,7 @@ from torch import Tensor
 from repmlp import branches
 from repmlp.checkpoints import check_state_dict, save_model
 from repmlp.cost import count_macs, count_params, count_params_paper
-from repmlp.layers import branches_by
+from repmlp.local_perceptron import branches_by
 from repmlp.locality import network_profiles
 from repmlp.runs.outcome import first_process, one_line
 from repmlp.runs.provenance import device_name, processor, versions
