@@ -61,7 +61,6 @@ MODES = {
 }
 if REHEARSAL:  # where the last one has to fail
     MODES = {"eager": [], "compiled": ["trainer.compile=true", "trainer.branches=matrix"], "captured": CAPTURED[:1]}
-# train-time stands last: benchmark.py casts that network in place, and the other forms are made of it
 BENCHMARK = (
     ["device=cpu", "batch_sizes=[2]", "what=[inference]", "models=[repmlpnet_cifar]", "forms=[merged]", "rounds=1"]
     if REHEARSAL
