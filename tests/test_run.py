@@ -292,6 +292,8 @@ def refusal(folder: Path, *overrides: str) -> str:
         ("seed=-1", "seed=-1: use a whole number"),
         ("trainer.precision=16-mixed", "trainer.precision='16-mixed': use 32-true or bf16-mixed"),
         ("trainer.compile=1", "trainer.compile=1: use false, true, reduce-overhead or max-autotune"),
+        ("trainer.graph=true", "trainer.graph=true: this run is on the cpu, which has no CUDA graphs; use false"),
+        ("trainer.graph=1", "trainer.graph"),
         ("trainer.branches=rows", "trainer.branches='rows': use channels, sets or matrix"),
         ("trainer.compile=fast", "trainer.compile='fast': use false, true"),
         ("trainer.eval_every=0", "trainer.eval_every=0: use a whole number, at least 1"),

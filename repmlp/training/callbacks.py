@@ -22,12 +22,13 @@ class Checkpoints(ModelCheckpoint):
 
     folder: of the file. every: epochs between two checkpoints; None to write no more often than takes SHARE of the
     time, so that epochs of seconds do not write a file each, and an interrupted run loses a minute or an epoch. The
-    first and the last epoch of a run are written whatever the time.
+    first epoch and the last are written whatever the time, and one at whose end it is later than `deadline`, see
+    Deadline.
     """
 
     SHARE = 0.02
 
-    def __init__(self, folder: Path, every: int | None = None):
+    def __init__(self, folder: Path, every: int | None = None, deadline: float | None = None):
         super().__init__(
             dirpath=folder,
             filename="last",
@@ -36,7 +37,7 @@ class Checkpoints(ModelCheckpoint):
             save_on_train_epoch_end=True,
             enable_version_counter=False,
         )
-        self.every = every
+        self.every, self.deadline = every, deadline
         self._seconds: float | None = None  # that the last one took
         self._written = 0.0
 
@@ -49,7 +50,8 @@ class Checkpoints(ModelCheckpoint):
         self._seconds = self._written - began
 
     def _due(self, trainer: L.Trainer) -> bool:
-        if self._seconds is None or trainer.current_epoch + 1 == trainer.max_epochs:
+        over = self.deadline is not None and time.time() > self.deadline
+        if over or self._seconds is None or trainer.current_epoch + 1 == trainer.max_epochs:
             return True
         return time.perf_counter() - self._written >= self._seconds / self.SHARE
 
