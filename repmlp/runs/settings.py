@@ -241,6 +241,8 @@ class Data:
     )
     randaugment: int | None = setting(None, "magnitude of RandAugment out of 30; null for none")
     interpolation: str | None = setting(None, "of resizing in evaluation: bilinear or bicubic", neutral="bicubic")
+    shift: int = setting(0, "patterns: pixels by which each image's arrangement is moved at most")
+    answer: str = setting("both", "patterns: the half of a label that is asked for, texture or arrangement")
     fingerprint: str | None = setting(None, "digest of a folder of images; made by the run itself")
 
     def __post_init__(self) -> None:
