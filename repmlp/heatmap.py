@@ -1,7 +1,9 @@
 """The paper's kernel heatmap as a figure, for TensorBoard and for the papers' pictures.
 
 Papers: RepMLPNet Figure 3 and Appendix A; RepMLP Figure 5, of a pair of channels of a group-wise FC. Darker is larger:
-the natural logarithm of |w| over the smallest |w| of both matrices, so that both panels have one scale. Needs matplotlib.
+the natural logarithm of |w| over the smallest |w| of both matrices, so that both panels have one scale.
+
+Needs matplotlib.
 """
 
 from __future__ import annotations
