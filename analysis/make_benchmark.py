@@ -20,7 +20,7 @@ from options import Parser
 from plots.throughput import draw
 from table_parts import emit, read_paper
 
-from repmlp.runs.key import branch_label
+from repmlp.branches import label as branch_label
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTING = ["device", "threads", "dtype", "engine", "batch_size"]

@@ -24,7 +24,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from repmlp.branches import WAYS
-from repmlp.runs.key import branch_label, run_key
+from repmlp.branches import label as branch_label
+from repmlp.runs.key import run_key
 from repmlp.runs.launch import register_settings
 from repmlp.runs.outcome import run_label
 from repmlp.runs.record import BadRecord, read_record, record_path, write_record
