@@ -108,8 +108,8 @@ def test_tiles_communicate(k, changed):
 def test_registered_variants_take_it(name):
     side = int(name[-3:])
     with torch.device("meta"):
-        model = timm.create_model(name, embed_kernel=3, features_only=True)
-        plain = timm.create_model(name, features_only=True)
+        model = timm.create_model(name, embed_kernel=3, features_only=True).eval()
+        plain = timm.create_model(name, features_only=True).eval()
         x = torch.empty(1, 3, side, 2 * side)
     assert all(t.is_meta for t in (*model.parameters(), *model.buffers()))
     assert model.feature_info.channels() == plain.feature_info.channels()
