@@ -40,24 +40,19 @@ def interval(samples: np.ndarray, level: float = 0.95) -> np.ndarray:
 
 
 class PowerLaw(NamedTuple):
-    """y = exp(level) (x / exp(middle))^exponent, fitted to the logarithms of n points by least squares.
+    """y = exp(level) (x / exp(middle))^exponent, fitted to the logarithms of points by least squares.
 
-    error: standard error of the exponent. middle, level: means of log x and log y. deviation: standard deviation of
-    the points' log y from the line, with n - 2 degrees of freedom.
+    error: standard error of the exponent. middle, level: means of log x and log y.
     """
 
     exponent: float
     error: float
     middle: float
     level: float
-    deviation: float
-    n: int
 
-    def predict(self, x: float) -> tuple[float, float]:
-        """Return log y at x, and the standard error with which another measurement there would scatter around it."""
-        away = float(np.log(x)) - self.middle
-        error = (self.deviation**2 * (1 + 1 / self.n) + (self.error * away) ** 2) ** 0.5
-        return self.level + self.exponent * away, error
+    def __call__(self, x: float) -> float:
+        """Return y at x."""
+        return float(np.exp(self.level + self.exponent * (np.log(x) - self.middle)))
 
 
 def fit_power_law(x: Sequence[float], y: Sequence[float]) -> PowerLaw:
@@ -75,5 +70,4 @@ def fit_power_law(x: Sequence[float], y: Sequence[float]) -> PowerLaw:
     exponent = ((log_x - middle) * (log_y - level)).sum() / spread
     residuals = log_y - level - exponent * (log_x - middle)
     deviation = ((residuals**2).sum() / (len(x) - 2)) ** 0.5
-    numbers = (exponent, deviation / spread**0.5, middle, level, deviation)
-    return PowerLaw(*map(float, numbers), len(x))
+    return PowerLaw(*map(float, (exponent, deviation / spread**0.5, middle, level)))
