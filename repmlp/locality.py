@@ -5,6 +5,7 @@ Papers: RepMLPNet (arXiv 2112.11081) Figure 3 and Appendix A; RepMLP (arXiv 2105
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,13 +23,24 @@ def kernel_map(weight: Tensor, size: tuple[int, int], share_set: int, point: tup
     Returns (h, w), log(|w| / min |W|) with W the share-set's matrix; exact zeros count as the smallest non-zero.
     Raises ValueError where the share-set or the point does not exist.
     """
+    return kernel_maps([weight], size, share_set, point)[0]
+
+
+def kernel_maps(
+    weights: Sequence[Tensor], size: tuple[int, int], share_set: int, point: tuple[int, int]
+) -> list[Tensor]:
+    """Return `kernel_map` of each of several weights, all over the smallest magnitude of any: on one scale.
+
+    weights: (S, h*w, h*w) each, such as a layer without its branches and with them. The rest as `kernel_map`.
+    """
     h, w = size
-    if not 0 <= share_set < weight.shape[0]:
-        raise ValueError(f"share-set {share_set} does not exist: there are {weight.shape[0]}, counted from 0")
-    if not (0 <= point[0] < h and 0 <= point[1] < w):
-        raise ValueError(f"point {tuple(point)} lies outside the {h}x{w} map (counted from 0)")
+    _check_point(point, size)
+    for weight in weights:
+        if not 0 <= share_set < weight.shape[0]:
+            raise ValueError(f"share-set {share_set} does not exist: there are {weight.shape[0]}, counted from 0")
+    matrices = [weight[share_set] for weight in weights]
     # (h*w, h*w) -> (out_h, out_w, in_h, in_w)
-    return _log_over_smallest(weight[share_set].view(h, w, h, w)[point[0], point[1]], weight[share_set])
+    return _log_over_smallest([matrix.view(h, w, h, w)[point[0], point[1]] for matrix in matrices], matrices)
 
 
 def group_kernel_map(
@@ -44,6 +56,28 @@ def group_kernel_map(
     Returns (h, w).
     Raises ValueError where a channel or the point does not exist, or the weight is none over h x w maps.
     """
+    return group_kernel_maps([weight], size, out_channel, point, in_channel)[0]
+
+
+def group_kernel_maps(
+    weights: Sequence[Tensor], size: tuple[int, int], out_channel: int, point: tuple[int, int], in_channel: int
+) -> list[Tensor]:
+    """Return `group_kernel_map` of each of several weights, all over the smallest magnitude of any: on one scale.
+
+    weights: (g, O/g*h*w, C/g*h*w) each. The rest as `group_kernel_map`.
+    """
+    _check_point(point, size)
+    pairs = [channel_pair(weight, size, out_channel, in_channel) for weight in weights]
+    rows = [pair[point[0] * size[1] + point[1]].view(size) for pair in pairs]  # (h*w,) -> (h, w)
+    return _log_over_smallest(rows, weights)
+
+
+def channel_pair(weight: Tensor, size: tuple[int, int], out_channel: int, in_channel: int) -> Tensor:
+    """Return the matrix from map to map of one pair of channels of a group-wise FC, (h*w, h*w).
+
+    weight: (g, O/g*h*w, C/g*h*w). out_channel: of all O. in_channel: within the group. Both counted from 0.
+    Raises ValueError where a channel does not exist, or the weight is none over h x w maps.
+    """
     h, w = size
     groups, rows, columns = weight.shape
     if rows % (h * w) or columns % (h * w):
@@ -54,19 +88,46 @@ def group_kernel_map(
             f"output channel {out_channel}, input channel {in_channel}: there are {groups * outputs} output channels "
             f"and {inputs} input channels a group, counted from 0"
         )
+    group, channel = divmod(out_channel, outputs)
+    # (g, O/g*h*w, C/g*h*w) -> (g, O/g, h*w, C/g, h*w)
+    return weight.view(groups, outputs, h * w, inputs, h * w)[group, channel, :, in_channel]
+
+
+def _check_point(point: tuple[int, int], size: tuple[int, int]) -> None:
+    h, w = size
     if not (0 <= point[0] < h and 0 <= point[1] < w):
         raise ValueError(f"point {tuple(point)} lies outside the {h}x{w} map (counted from 0)")
-    group, channel = divmod(out_channel, outputs)
-    # (g, O/g*h*w, C/g*h*w) -> (g, O/g, out_h, out_w, C/g, in_h, in_w)
-    kernels = weight.view(groups, outputs, h, w, inputs, h, w)
-    return _log_over_smallest(kernels[group, channel, point[0], point[1], in_channel], weight)
 
 
-def _log_over_smallest(picture: Tensor, matrix: Tensor) -> Tensor:
-    """Return log(|w| / smallest |w| of the matrix); exact zeros count as the smallest that is none."""
-    magnitude = matrix.detach().double().abs()
-    smallest = magnitude[magnitude > 0].min() if bool((magnitude > 0).any()) else magnitude.new_ones(())
-    return torch.log(picture.detach().double().abs().clamp_min(smallest) / smallest)
+def _log_over_smallest(pictures: Sequence[Tensor], matrices: Sequence[Tensor]) -> list[Tensor]:
+    """Return log(|w| / smallest |w| of all matrices); exact zeros count as the smallest that is none.
+
+    pictures: parts of the matrices, one of each.
+    """
+    magnitudes = [matrix.detach().double().abs() for matrix in matrices]
+    lowest = [magnitude[magnitude > 0].min() for magnitude in magnitudes if bool((magnitude > 0).any())]
+    smallest = torch.stack(lowest).min() if lowest else magnitudes[0].new_ones(())
+    return [torch.log(picture.detach().double().abs().clamp_min(smallest) / smallest) for picture in pictures]
+
+
+def seen_cells(layer: nn.Module) -> Tensor:
+    """Say which input cells the branches of a layer over maps see from every output point: bool (h*w, h*w), on the CPU.
+
+    Found by merging branches of ones into an FC of zeros, which leaves nothing but taps.
+    """
+    probe = copy.deepcopy(layer).cpu().double().eval()
+    with torch.no_grad():
+        probe.weight.zero_()
+        if probe.local_perceptron is not None:
+            for conv, norm in zip(
+                probe.local_perceptron.convs.values(), probe.local_perceptron.norms.values(), strict=True
+            ):
+                conv.weight.fill_(1)
+                norm.reset_running_stats()
+                norm.weight.fill_(1)
+        # one matrix will do: every share-set, or pair of channels, has the same taps
+        positions = layer.size[0] * layer.size[1]
+        return probe.merged()[0][0, :positions, :positions] != 0
 
 
 def locality_profile(weight: Tensor, size: tuple[int, int]) -> list[float]:

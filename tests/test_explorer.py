@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageColor
 
-from repmlp import InjectedLinear, SetSharingFC
+from repmlp import InjectedLinear, SetSharingFC, kernel_figure
 from repmlp.checkpoints import Checkpoint, save_model, to_official
 from repmlp.locality import kernel_map, locality_profile, network_profiles
 from repmlp.models.build import build_model
@@ -29,7 +29,6 @@ sys.path.insert(0, str(ROOT / "analysis"))
 codes = importlib.import_module("explorer.codes")
 collect = importlib.import_module("explorer.collect")
 explore_kernels = importlib.import_module("explore_kernels")
-kernels = importlib.import_module("plots.kernels")
 
 CONFIG = {
     "name": "mixed", "arch": "repmlpnet", "img_size": 32, "stem_stride": 2, "channels": [8, 16], "blocks": [1, 2],
@@ -180,7 +179,7 @@ def test_a_described_layer_holds_every_weight(net):
 def test_names_of_layers():
     names = ["stages.2.9.block.channel_perceptron", "blocks.3.linear_tokens", "trunk.mix", "layer3.1.repmlp.mix"]
     titles = ["stage 3, block 10", "block 4", "trunk.mix", "stage 3, block 2"]
-    assert [collect.layer_title(name) for name in names] == titles
+    assert [kernel_figure.layer_title(name) for name in names] == titles
     assert collect.default_layer([*names[1:3], names[0]]) == names[0]
     assert collect.default_layer(["a", "b", "c", "d"]) == "b"
 
@@ -442,7 +441,7 @@ def test_it_counts_what_the_branches_do_not_see(view, net):
     seen = layer.local_perceptron.taps(POINT)
     for panel in ("fc", "merged"):
         values = rows[panel].abs().view(16, 16)
-        weakest = len(kernels.outside_stronger(values, seen))
+        weakest = len(kernel_figure.outside_stronger(values, seen))
         strongest = int((values[~seen] > values[seen].max()).sum())
         text = page.inner_text(f"#caption-{panel}")
         assert f"Of {256 - int(seen.sum())} cells" in text

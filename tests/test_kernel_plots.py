@@ -2,15 +2,16 @@
 
 import json
 
-import matplotlib.pyplot as plt
+import matplotlib.image
 import numpy as np
 import pytest
 import torch
 from conftest import randomise_norms
+from figures import save
 from plot_kernels import data_words, find_checkpoint
 from plots import kernels
 
-from repmlp import SetSharingFC
+from repmlp import SetSharingFC, kernel_figure
 from repmlp.repmlp_block import PartitionPerceptron
 from repmlp.runs.record import MEASURED, REQUIRED, record_path, write_json
 
@@ -20,7 +21,7 @@ GROUPED = randomise_norms(PartitionPerceptron(4, 6, (5, 6), 2, (1, 3))).eval()
 
 @pytest.mark.parametrize(("layer", "grouped"), [(DENSE, False), (GROUPED, True)])
 def test_a_view_is_the_row_of_the_matrix_on_one_scale(layer, grouped):
-    shown = kernels.view(layer, 1, (4, 1), (2, 3))
+    shown = kernel_figure.view(layer, 1, (4, 1), (2, 3))
     weights = [layer.merged(branches=injected)[0].detach() for injected in (False, True)]
     smallest = min(float((weight if grouped else weight[1]).abs().min()) for weight in weights)
     for row, picture, weight in zip(shown.rows, shown.pictures, weights, strict=True):
@@ -37,9 +38,9 @@ def test_a_view_is_the_row_of_the_matrix_on_one_scale(layer, grouped):
 
 def test_shares_are_those_of_the_row_shown():
     row = torch.arange(1.0, 13.0)
-    assert kernels.near_share(row, (3, 4), (0, 0), 1) == pytest.approx((1 + 2 + 5 + 6) / 78)
-    assert kernels.near_share(-row, (3, 4), (1, 1), 0) == pytest.approx(6 / 78)
-    assert kernels.near_share(torch.zeros(12), (3, 4), (1, 1), 0) == 0
+    assert kernel_figure.near_share(row, (3, 4), (0, 0), 1) == pytest.approx((1 + 2 + 5 + 6) / 78)
+    assert kernel_figure.near_share(-row, (3, 4), (1, 1), 0) == pytest.approx(6 / 78)
+    assert kernel_figure.near_share(torch.zeros(12), (3, 4), (1, 1), 0) == 0
 
 
 def test_what_is_not_there_is_named():
@@ -49,20 +50,25 @@ def test_what_is_not_there_is_named():
         (GROUPED, 0, (0, 0), (5, 0), "lies outside the 5x6 map"),
     ):
         with pytest.raises(ValueError, match=words):
-            kernels.view(layer, share_set, channels, point)
+            kernel_figure.view(layer, share_set, channels, point)
 
 
-def test_marks_of_the_branches_stand_on_the_merged_panel_alone(tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(kernels, "save", lambda figure, stem, pdf=False: drawn.append(figure) or [])
-    kernels.draw(DENSE, kernels.view(DENSE, 0, (0, 0), (2, 3)), (2, 3), "a net", "block 1", tmp_path / "x")
-    before, after = drawn[0].axes[:2]
+def test_marks_of_the_branches_stand_on_the_merged_panel_alone():
+    figure = kernel_figure.draw(DENSE, kernel_figure.view(DENSE, 0, (0, 0), (2, 3)), (2, 3), "a net", "block 1")
+    before, after = figure.axes[:2]
     assert not before.collections and not before.patches and len(after.collections) == 1
     assert before.images[0].get_clim() == after.images[0].get_clim()
     colours = [before.images[0].cmap(value)[0] for value in (0.0, 1.0)]
     assert colours[1] < colours[0], "darker is larger"
     assert np.ravel(before.lines[0].get_data()).tolist() == np.ravel(after.lines[0].get_data()).tolist() == [3, 2]
-    plt.close(drawn[0])
+
+
+def test_a_figure_in_memory_is_the_one_in_a_file(tmp_path):
+    shown = kernel_figure.view(DENSE, 0, (0, 0), (2, 3))
+    figures = [kernel_figure.draw(DENSE, shown, (2, 3), "a net", "block 1") for _ in range(2)]
+    [path] = save(figures[0], tmp_path / "x")
+    written = np.round(255 * matplotlib.image.imread(path)[..., :3]).astype(np.uint8)
+    assert np.array_equal(kernel_figure.pixels(figures[1]).numpy(), written)
 
 
 def test_networks_and_data_are_named_as_people_do(tmp_path):

@@ -22,6 +22,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from repmlp import SetSharingFC, kernel_figure
 from repmlp.checkpoints import load_model
 from repmlp.local_perceptron import LocalPerceptron
 from repmlp.locality import locality_index
@@ -102,12 +103,16 @@ def test_tensorboard_holds_curves_and_kernel_pictures(tmp_path):
     by_layer = [events.Scalars(name)[-1].value for name in curves if name.startswith("locality_injected/")]
     assert sorted(by_layer) == pytest.approx(sorted(layers), abs=1e-6) and len(layers) > 1
     pictures = events.Images("kernel/trained_and_injected")
-    # two 16x16 or 8x8 kernels side by side and a line between them, eight pixels a cell
-    assert len(pictures) == 2 and (pictures[0].width, pictures[0].height) == (8 * 17, 8 * 8)
+    net, _ = load_model(run_folder(config) / "model.safetensors")
+    layers = [(name, m) for name, m in net.named_modules() if isinstance(m, SetSharingFC)]
+    name, layer = layers[len(layers) // 2]
+    point = (3 * layer.size[0] // 8, 3 * layer.size[1] // 8)
+    shown = kernel_figure.view(layer, 0, (0, 0), point)
+    words = f"{type(net).__name__} after epoch 2"
+    figure = kernel_figure.draw(layer, shown, point, words, kernel_figure.layer_title(name))
+    assert len(pictures) == 2
     with Image.open(io.BytesIO(pictures[-1].encoded_image_string)) as image:
-        cells = np.asarray(image.convert("L"))[4::8, 4::8]  # (8, 17): both panels and the column between them
-    assert int(cells[:, 8].min()) == 255  # the column between the panels
-    assert cells[3, 9 + 3] == cells[:, 9:].min()  # with the branches, darkest at the point
+        assert np.array_equal(np.asarray(image.convert("RGB")), kernel_figure.pixels(figure).numpy())
 
 
 def test_finished_row_is_skipped_with_a_notice_for_another_commit(finished, monkeypatch):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import importlib.util
 import time
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_avg_fn
 
-from repmlp.locality import kernel_map
+from repmlp.kernel_figure import draw, layer_title, pixels, view
 from repmlp.models.build import SPATIAL_LAYERS
 
 
@@ -77,44 +77,35 @@ class AveragedWeights(WeightAveraging):
 class KernelImages(L.Callback):
     """Draw a kernel of the middle spatial layer into TensorBoard every few epochs, trained and injected side by side.
 
-    Paper: RepMLPNet Appendix A: log magnitude, darker is larger, one scale for both, seen from the paper's point (6, 6)
-    of a 16x16 map or the same share of another. The figures of `analysis/` show the same numbers with marks and words,
-    which need matplotlib; training does not. every: epochs between two pictures.
+    Paper: RepMLPNet Figure 3 and Appendix A, seen from the paper's point (6, 6) of a 16x16 map or the same share of
+    another. It is the drawing of `repmlp.kernel_figure`, as of the figures.
+
+    every: epochs between two pictures; 0 for none.
+    Raises ValueError where pictures are wanted and matplotlib is not installed.
     """
 
     def __init__(self, every: int):
+        if every and importlib.util.find_spec("matplotlib") is None:
+            raise ValueError(f"a picture of a kernel every {every} epochs needs matplotlib: install it, or ask for 0")
         self.every = every
 
     @torch.no_grad()
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if not self.every or (trainer.current_epoch + 1) % self.every or trainer.global_rank:
             return
-        layers = [m for m in module.net.modules() if isinstance(m, SPATIAL_LAYERS)]
-        if not layers:  # a network of another kind
+        boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        layers = [(name, m) for name, m in module.net.named_modules() if isinstance(m, SPATIAL_LAYERS)]
+        if not layers or not boards:  # a network of another kind
             return
-        layer = layers[len(layers) // 2]
-        h, w = layer.size
-        point = (3 * h // 8, 3 * w // 8)
-        weights = [layer.merged(branches=injected)[0].cpu() for injected in (False, True)]
-        # a map is over the smallest magnitude of its own matrix; over that of both they have one scale
-        smallest = [_smallest(weight[0]) for weight in weights]
-        panels = [
-            kernel_map(weight, layer.size, 0, point) + math.log(own / min(smallest))
-            for weight, own in zip(weights, smallest, strict=True)
-        ]
-        top = max(float(panel.max()) for panel in panels) or 1.0
-        # (h, w) twice -> (1, h, 2*w + 1), one column between the panels, then eight pixels a cell
-        picture = 1 - torch.cat([panels[0] / top, torch.zeros(h, 1), panels[1] / top], dim=1).unsqueeze(0)
-        picture = picture.repeat_interleave(8, dim=1).repeat_interleave(8, dim=2)
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image("kernel/trained_and_injected", picture.float(), trainer.current_epoch)
-
-
-def _smallest(matrix: Tensor) -> float:
-    """Return the smallest magnitude that is not zero; 1 where all are."""
-    magnitude = matrix.double().abs()
-    return float(magnitude[magnitude > 0].min()) if bool((magnitude > 0).any()) else 1.0
+        name, layer = layers[len(layers) // 2]
+        point = (3 * layer.size[0] // 8, 3 * layer.size[1] // 8)
+        shown = view(layer, 0, (0, 0), point)
+        words = f"{type(module.net).__name__} after epoch {trainer.current_epoch + 1}"
+        picture = pixels(draw(layer, shown, point, words, layer_title(name)))
+        for logger in boards:
+            logger.experiment.add_image(
+                "kernel/trained_and_injected", picture, trainer.current_epoch, dataformats="HWC"
+            )
 
 
 class EvaluationUncompiled(L.Callback):
