@@ -21,10 +21,12 @@ from safetensors.torch import save_file
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 import repmlp
-from repmlp.checkpoints import load_model, read, save_model, start_backbone
+from repmlp.backbones import start_backbone
+from repmlp.checkpoints import load_model, save_model
 from repmlp.cost import count_macs
 from repmlp.models.build import build_model, merged_copy
 from repmlp.models.pspnet import PSPNet, build_pspnet
+from repmlp.reading import read
 from repmlp.repmlp_block import RepMLP
 from repmlp.runs import run as runs
 from repmlp.runs.key import run_key
@@ -330,7 +332,7 @@ def test_evaluation_measures_what_the_record_says(trained, finished, camvid, tmp
     for name in ("miou_pct", "miou_merged_pct", "class_iou_pct", "merge_disagreements", "eval_pixels"):
         assert results[name] == pytest.approx(record[name]), name
     assert results["window"] == [32, 64] and results["merge_error"] < 1e-5
-    table = evaluate.mask_table(results)
+    table = masks.mask_table(results)
     assert (
         f"| merged, float32     | {record['miou_merged_pct']:.2f} " in table and "in windows of 32x64 pixels" in table
     )
