@@ -11,6 +11,8 @@ import pytest
 import torch
 from conftest import ROOT, command, compose_config, tiny_config
 
+from repmlp.heatmap import outline
+from repmlp.kernels import outside_stronger
 from repmlp.runs.key import by_setting, run_key
 from repmlp.runs.record import load_records, record_path, write_record
 from repmlp.runs.run import execute
@@ -19,7 +21,6 @@ sys.path.insert(0, str(ROOT / "analysis"))
 make_tables = importlib.import_module("make_tables")
 curves = importlib.import_module("plots.curves")
 gains = importlib.import_module("plots.gains")
-kernels = importlib.import_module("plots.kernels")
 locality = importlib.import_module("plots.locality")
 paper = importlib.import_module("paper_tables.classification")
 studies = importlib.import_module("study_tables.classification")
@@ -280,9 +281,9 @@ def test_points_outside_that_exceed_some_inside():
     values[1:4, 1:4] = 2.0
     values[2, 2], values[0, 4], values[4, 0], values[0, 0] = 9.0, 5.0, 3.0, 1.0
     inside = torch.zeros(5, 5, dtype=torch.bool)
-    assert kernels.outside_stronger(values, inside) == []
+    assert outside_stronger(values, inside) == []
     inside[1:4, 1:4] = True
-    assert kernels.outside_stronger(values, inside) == [(0, 4), (4, 0)]
+    assert outside_stronger(values, inside) == [(0, 4), (4, 0)]
 
 
 def test_outline_of_cells():
@@ -290,7 +291,7 @@ def test_outline_of_cells():
     cells = torch.zeros(4, 5, dtype=torch.bool)
     cells[:2, :3] = True
     cells[3, 4] = True
-    lines = kernels.outline(cells)
+    lines = outline(cells)
     assert len(lines) == len(set(map(tuple, lines))) == 2 * (2 + 3) + 4
     assert {((x0, y0), (x1, y1)) for (x0, y0), (x1, y1) in lines if y0 == y1} == {
         ((x - 0.5, y - 0.5), (x + 0.5, y - 0.5))

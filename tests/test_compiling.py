@@ -11,6 +11,7 @@ from repmlp import build_model
 from repmlp.runs.key import run_key
 from repmlp.runs.record import read_record, record_path
 from repmlp.runs.run import execute
+from repmlp.training import compiling
 from repmlp.training.compiling import compile_for_training
 from repmlp.training.history import History
 
@@ -68,17 +69,19 @@ MIXER = {"arch": "resmlp", "width": 8, "patch_size": 8, "kernels": [1]}
 
 
 @pytest.mark.parametrize(
-    ("config", "kinds", "units"),
+    ("config", "most", "kinds", "units"),
     [
-        ({**SMALL, "blocks": [3, 2]}, 2, 5),  # two sizes of maps
-        ({**SMALL, "blocks": [3, 2], "drop_path_rate": 0.2}, 5, 5),
-        ({**MIXER, "depth": 3}, 1, 3),
-        ({**MIXER, "depth": 1}, 1, 1),  # the whole network
-        ({**SMALL, "channels": [4] * 3, "share_sets": [1] * 3, "blocks": [4, 3, 3], "drop_path_rate": 0.2}, 1, 1),
+        ({**SMALL, "blocks": [3, 2]}, 8, 2, 5),  # two sizes of maps
+        ({**SMALL, "blocks": [2, 2], "drop_path_rate": 0.2}, 8, 4, 4),
+        ({**SMALL, "blocks": [2, 2], "drop_path_rate": 0.2}, 3, 1, 1),  # too many kinds: the whole network
+        ({**MIXER, "depth": 3}, 8, 1, 3),
+        ({**MIXER, "depth": 1}, 8, 1, 1),  # no units: the whole network
     ],
 )
-def test_equal_units_share_a_graph(graphs, config, kinds, units):
+def test_equal_units_share_a_graph(graphs, monkeypatch, config, most, kinds, units):
     """As many graphs as there are different units, as many calls as there are units; loss and gradients the same."""
+    assert compiling.MOST_KINDS == 8
+    monkeypatch.setattr(compiling, "MOST_KINDS", most)
     torch.manual_seed(0)
     net = build_model(config, 5).double()
     names, x = list(net.state_dict()), torch.randn(2, 3, 32, 32, dtype=torch.float64)
@@ -97,7 +100,7 @@ def test_equal_units_share_a_graph(graphs, config, kinds, units):
 
 
 def test_a_compiled_run_goes_on_after_an_interruption(tmp_path, graphs, monkeypatch):
-    options = ("model=resmlp_tiny", "model.depth=2", "trainer.compile=true", "recipe.epochs=3")
+    options = ("model=resmlp_tiny", "model.depth=2", "trainer.compile=true")
     whole, broken = tiny_config(tmp_path / "whole", *options), tiny_config(tmp_path / "broken", *options)
 
     def stop(self, trainer, module, batch, number):
@@ -115,4 +118,4 @@ def test_a_compiled_run_goes_on_after_an_interruption(tmp_path, graphs, monkeypa
         outcome = execute(config)
         assert outcome.state == "finished", outcome.message
         curves.append(read_record(record_path(config["results_dir"], config["study"], run_key(config)))["curve"])
-    assert curves[0] == curves[1] and len(curves[0]) == 3
+    assert curves[0] == curves[1] and len(curves[0]) == 2

@@ -20,10 +20,12 @@ from torch import nn
 
 import repmlp
 from repmlp import RepMLPNet, build_model, deploy, fold_batch_norms, load, save
+from repmlp.backbones import load_backbone
 from repmlp.branches import BranchSpec
-from repmlp.checkpoints import load_backbone, load_model, open_checkpoint, read, to_official
+from repmlp.checkpoints import load_model, open_checkpoint, to_official
 from repmlp.models.build import merged_copy
 from repmlp.older_key_names import to_older
+from repmlp.reading import read
 
 NET = {"arch": "repmlpnet", "img_size": 16, "stem_stride": 2, "channels": [8, 16], "blocks": [1, 1]}
 NET |= {"share_sets": [2, 4], "kernels": [1, "3s"]}
@@ -221,7 +223,7 @@ def test_no_code_of_a_file_is_run(zipped, function, arguments, tmp_path):
 def test_a_trap_cannot_change_what_builds_tensors(tmp_path):
     """A pickle that sets attributes on an allowed function sets them on a wrapper of its own."""
     stream = b"\x80\x02" + b"ctorch._utils\n_rebuild_tensor_v2\n" + pickle.dumps({"trap": 1}, 2)[2:-1] + b"b."
-    from repmlp.checkpoints import _TensorUnpickler
+    from repmlp.reading import _TensorUnpickler
 
     _TensorUnpickler(io.BytesIO(stream)).load()
     assert not hasattr(torch._utils._rebuild_tensor_v2, "trap")

@@ -10,7 +10,8 @@ from conftest import randomise_norms
 from timm.models import group_parameters
 
 from repmlp import RepMLPNet, deploy, load_model, resize, save_model
-from repmlp.checkpoints import config_of, convert, load, load_backbone, to_official
+from repmlp.backbones import load_backbone
+from repmlp.checkpoints import config_of, convert, load, to_official
 from repmlp.cost import count_macs, count_params
 from repmlp.models.repmlpnet import ConvBNReLU, OverlappingEmbedding
 

@@ -22,7 +22,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from repmlp.checkpoints import load_model
+from repmlp.checkpoints import load, load_model
+from repmlp.heatmap import heatmap
+from repmlp.kernels import data_words, layer_title, network_words, papers_point, spatial_layers, view
 from repmlp.local_perceptron import LocalPerceptron
 from repmlp.locality import locality_index
 from repmlp.runs import fit
@@ -109,12 +111,17 @@ def test_tensorboard_holds_curves_and_kernel_pictures(tmp_path):
     by_layer = [events.Scalars(name)[-1].value for name in curves if name.startswith("locality_injected/")]
     assert sorted(by_layer) == pytest.approx(sorted(layers), abs=1e-6) and len(layers) > 1
     pictures = events.Images("kernel/trained_and_injected")
-    # two 16x16 or 8x8 kernels side by side and a line between them, eight pixels a cell
-    assert len(pictures) == 2 and (pictures[0].width, pictures[0].height) == (8 * 17, 8 * 8)
-    with Image.open(io.BytesIO(pictures[-1].encoded_image_string)) as image:
-        cells = np.asarray(image.convert("L"))[4::8, 4::8]  # (8, 17): both panels and the column between them
-    assert int(cells[:, 8].min()) == 255  # the column between the panels
-    assert cells[3, 9 + 3] == cells[:, 9:].min()  # with the branches, darkest at the point
+    assert [picture.step for picture in pictures] == [0, 1]
+    # the last one is the figure that plot_kernels.py draws of the weights
+    net = load(run_folder(config) / "model.safetensors")
+    name, layer = list(spatial_layers(net).items())[len(layers) // 2]
+    point = papers_point(layer.size)
+    words = f"{network_words(config['model'])}, {data_words('patterns')}"
+    figure = heatmap(layer, view(layer, 0, (0, 0), point), point, words, layer_title(name))
+    expected = io.BytesIO()
+    figure.savefig(expected, format="png")
+    with Image.open(expected) as ours, Image.open(io.BytesIO(pictures[-1].encoded_image_string)) as logged:
+        assert np.array_equal(np.asarray(ours.convert("RGB")), np.asarray(logged.convert("RGB")))
 
 
 def test_finished_row_is_skipped_with_a_notice_for_another_commit(finished, monkeypatch):
@@ -285,6 +292,8 @@ def refusal(folder: Path, *overrides: str) -> str:
         ("seed=-1", "seed=-1: use a whole number"),
         ("trainer.precision=16-mixed", "trainer.precision='16-mixed': use 32-true or bf16-mixed"),
         ("trainer.compile=1", "trainer.compile=1: use false, true, reduce-overhead or max-autotune"),
+        ("trainer.graph=true", "trainer.graph=true: this run is on the cpu, which has no CUDA graphs; use false"),
+        ("trainer.graph=1", "trainer.graph"),
         ("trainer.branches=rows", "trainer.branches='rows': use channels, sets or matrix"),
         ("trainer.compile=fast", "trainer.compile='fast': use false, true"),
         ("trainer.eval_every=0", "trainer.eval_every=0: use a whole number, at least 1"),

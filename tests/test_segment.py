@@ -20,10 +20,12 @@ from PIL import Image
 from safetensors.torch import save_file
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from repmlp.checkpoints import load_model, read, save_model, start_backbone
+from repmlp.backbones import start_backbone
+from repmlp.checkpoints import load_model, save_model
 from repmlp.cost import count_macs
 from repmlp.models.build import build_model, merged_copy
 from repmlp.models.pspnet import PSPNet, build_pspnet
+from repmlp.reading import read
 from repmlp.repmlp_block import RepMLP
 from repmlp.runs import run as runs
 from repmlp.runs.key import run_key

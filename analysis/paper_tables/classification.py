@@ -12,7 +12,8 @@ from table_parts import mean_std, read_paper
 
 from paper_tables.configurations import DATA_SETS, PRECISIONS, is_full_recipe
 from paper_tables.counts import counts, structure, timm_counts, variant_counts
-from repmlp.runs.key import branch_label, determining
+from repmlp.branches import label as branch_label
+from repmlp.runs.key import determining
 
 NOTES = {
     "1": (

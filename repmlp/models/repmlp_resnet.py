@@ -89,6 +89,7 @@ class RepMLPBottleneck(_Residual):
         self.act = nn.ReLU(inplace=True)
         self._initialise()
 
+    @torch.jit.unused
     @property
     def last_norm(self) -> nn.Module:
         return self.bn4
@@ -118,6 +119,7 @@ class RepMLPLight(_Residual):
         self.act = nn.ReLU(inplace=True)
         self._initialise()
 
+    @torch.jit.unused
     @property
     def last_norm(self) -> nn.Module:
         return self.bn2

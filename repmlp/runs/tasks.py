@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from repmlp.checkpoints import start_backbone
+from repmlp.backbones import start_backbone
 from repmlp.data import DATASETS, SEGMENTATION, build_data, build_segmentation_data
 from repmlp.finetuning import start_from
 from repmlp.models.build import ARCHITECTURES, PIXELS, build_model
