@@ -214,10 +214,18 @@ def test_all_forms_in_bfloat16(tmp_path, monkeypatch):
     with initialize_config_dir(str(ROOT / "experiments/conf"), version_base="1.3"):
         given = ["models=[repmlpnet_cifar]", "batch_sizes=[1]", "rounds=1", "warmup=0", "dtype=bfloat16", "device=cpu"]
         options = OmegaConf.to_container(compose("benchmark", [*given, f"results_dir={tmp_path}"]))
+    inference, dtypes = importlib.import_module("benchmarks.inference"), []
+
+    def in_form(model, form):
+        dtypes.extend({p.dtype for p in model.parameters()})
+        return networks.in_form(model, form)
+
+    monkeypatch.setattr(inference, "in_form", in_form)
     here = bench.Bench(options)
     for what in ("inference", "conv_to_fc"):
         importlib.import_module(f"benchmarks.{what}").measure(here, options)
     records = [json.loads(path.read_text()) for path in (tmp_path / "benchmark/measured").glob("*.json")]
+    assert dtypes == [torch.float32] * len(settings.FORMS)
     assert {r["form"] for r in records if r["kind"] == "inference"} == set(settings.FORMS)
     assert {(r["kind"], r["dtype"]) for r in records} == {("inference", "bfloat16"), ("conv_to_fc", "float32")}
 
