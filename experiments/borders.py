@@ -95,7 +95,10 @@ def borders(config: DictConfig) -> tuple[Path, dict[str, Any]]:
     checkpoint = Path(config.checkpoint).expanduser()
     net, metadata = load_model(checkpoint)
     if not isinstance(net, UperNet):
-        raise ValueError(f"{checkpoint} is a {type(net).__name__}, no segmentation network: train one with segment.py")
+        raise ValueError(
+            f"{checkpoint} is a {type(net).__name__}: borders of tiles are measured of a UperNet alone; train one with "
+            "experiments/segment.py"
+        )
     path = output_path(config, metadata)
     tile = tile_of(net, config.tile)
     check_grid(tile, config.step, config.bin)
