@@ -430,7 +430,8 @@ def test_mistakes_with_another_network(control, camvid, tmp_path):
     save_model(classifier, build_model(model, 5), model)
     done = command("experiments/borders.py", f"checkpoint={classifier}", *base)
     assert done.returncode == 1
-    assert done.stderr == f"error: {classifier} is a RepMLPNet, no segmentation network: train one with segment.py\n"
+    words = "borders of tiles are measured of a UperNet alone; train one with experiments/segment.py"
+    assert done.stderr == f"error: {classifier} is a RepMLPNet: {words}\n"
 
 
 def test_too_many_counts_for_a_small_file(checkpoint, camvid, monkeypatch):
