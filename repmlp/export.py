@@ -8,7 +8,6 @@ batch size stays free. `onnx`, `onnxscript` and `onnxruntime` are asked for when
 from __future__ import annotations
 
 import functools
-import importlib
 import itertools
 import tempfile
 from collections import Counter
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from repmlp.cost import dtype_of
+from repmlp.imports import need
 from repmlp.models.repmlp_pure import PureMLP
 from repmlp.models.repmlp_resnet import RepMLPResNet
 from repmlp.models.repmlpnet import RepMLPNet
@@ -116,7 +116,7 @@ def to_onnx(program: ExportedProgram, path: Path | str, opset: int | None = None
         raise ValueError(
             f"the weights take {size / 1e9:.1f} GB, one ONNX file holds less than 2.1 GB: use torch.export"
         )
-    need("onnx", "onnxscript")
+    need("export", "onnx", "onnxscript")
     import onnx
 
     if opset is not None and opset > onnx.defs.onnx_opset_version():
@@ -147,7 +147,7 @@ def onnx_session(path: Path | str, threads: int | None = None) -> InferenceSessi
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no ONNX file at {path}")
-    need("onnx", "onnxruntime")
+    need("export", "onnx", "onnxruntime")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -207,7 +207,7 @@ def quantize_int8(path: Path | str, out: Path | str, calibration: Iterable[Tenso
     calibration: batches (B, C, H, W) of *training* images as the network sees them in evaluation; a few hundred images.
     Returns how many nodes were quantised. Raises ModuleNotFoundError; ValueError without calibration images.
     """
-    need("onnx", "onnxruntime")
+    need("export", "onnx", "onnxruntime")
     import onnx
     from onnxruntime.quantization import (
         CalibrationDataReader,
@@ -256,7 +256,7 @@ def quantize_int8(path: Path | str, out: Path | str, calibration: Iterable[Tenso
 
 def count_quantised(path: Path | str) -> Quantised:
     """Count the nodes of an ONNX file whose input and weight are dequantised from int8, by kind; see Quantised."""
-    need("onnx")
+    need("export", "onnx")
     import onnx
 
     graph = onnx.load(path).graph
@@ -272,12 +272,3 @@ def count_quantised(path: Path | str) -> Quantised:
             kind = counts.per_channel if list(sizes[scales[node.input[1]]]) not in ([], [1]) else counts.per_tensor
         kind[node.op_type] += 1
     return Quantised(*map(dict, counts))
-
-
-def need(*packages: str) -> None:
-    """Raise ModuleNotFoundError with the remedy where a package cannot be imported."""
-    for name in packages:
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            raise ModuleNotFoundError(f"{name} cannot be imported ({error}): pip install 'repmlp[export]'") from error

@@ -31,6 +31,15 @@ def submodule(package: str, name: str) -> ModuleType:
     raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
 
+def need(extra: str, *packages: str) -> None:
+    """Raise ModuleNotFoundError with the remedy where a package cannot be imported; extra: of ours, which brings it."""
+    for name in packages:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise ModuleNotFoundError(f"{name} cannot be imported ({error}): pip install 'repmlp[{extra}]'") from error
+
+
 def register_with_timm() -> None:
     """Register our networks with timm: now where timm is imported, else as the last step of importing it."""
     if "timm" in sys.modules:

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from repmlp.export import PRODUCTS, Quantised, need
+from repmlp.export import PRODUCTS, Quantised
+from repmlp.imports import need
 
 if TYPE_CHECKING:
     import onnx
@@ -39,7 +40,7 @@ def quantize_dynamic(path: Path | str, out: Path | str) -> Quantised:
     >>> print(quantize_dynamic("model.onnx", "int8.onnx"))
     >>> logits = run_onnx(onnx_session("int8.onnx"), images)  # (N, 3, 224, 224) -> (N, 1000)
     """
-    need("onnx", "onnxruntime")
+    need("export", "onnx", "onnxruntime")
     import onnx
     from onnxruntime.quantization.shape_inference import quant_pre_process
 

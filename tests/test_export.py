@@ -213,7 +213,7 @@ def test_checkpoints_of_both_kinds_are_opened(trained, net, tmp_path):
 
 @pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
 def test_a_missing_package_is_named_with_the_remedy(program, written, tmp_path, monkeypatch, package):
-    monkeypatch.setattr("repmlp.export.importlib.import_module", lambda name: _import_without(package, name))
+    monkeypatch.setattr("repmlp.imports.importlib.import_module", lambda name: _import_without(package, name))
     call = {"onnxruntime": lambda: onnx_session(written)}.get(package, lambda: to_onnx(program, tmp_path / "m.onnx"))
     with pytest.raises(ModuleNotFoundError, match=rf"^{package} cannot be imported.*pip install 'repmlp\[export\]'"):
         call()
@@ -365,7 +365,7 @@ def test_resmlp_has_scales_for_the_outputs_of_every_layer(resmlp, tmp_path):
 
 def test_nothing_is_written_where_a_file_differs_from_the_net(resmlp, tmp_path, monkeypatch):
     module = script("export")
-    monkeypatch.setattr(module, "run_onnx", lambda session, images: run_onnx(session, images) * 1.001)
+    monkeypatch.setattr("repmlp.export.run_onnx", lambda session, images: run_onnx(session, images) * 1.001)
     config = OmegaConf.to_container(settings("export", f"checkpoint={resmlp}", "rounds=1", f"out={tmp_path}/out"))
     with pytest.raises(ValueError, match=r"model\.onnx differs from the network by 1\.0e-03.*not written"):
         module.export(config)
@@ -374,7 +374,9 @@ def test_nothing_is_written_where_a_file_differs_from_the_net(resmlp, tmp_path, 
 
 def test_weights_that_cannot_be_read_back_are_left_out_and_it_is_said(resmlp, tmp_path, monkeypatch):
     module = script("export")
-    monkeypatch.setattr(module, "load_model", lambda path: (_ for _ in ()).throw(ValueError("another architecture")))
+    monkeypatch.setattr(
+        "repmlp.checkpoints.load_model", lambda path: (_ for _ in ()).throw(ValueError("another architecture"))
+    )
     config = OmegaConf.to_container(settings("export", f"checkpoint={resmlp}", "rounds=1", f"out={tmp_path}/out"))
     assert "No model.safetensors: load_model cannot build" in module.export(config)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"model.pt2", "model.onnx"}

@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_avg_fn
 
+from repmlp.imports import need
 from repmlp.kernels import layer_title, papers_point, view
 from repmlp.locality import layers_over_maps
 
@@ -81,9 +82,12 @@ class KernelImages(L.Callback):
 
     The drawing of the papers' figures, seen from the paper's point. every: epochs between two pictures, 0 for none.
     network: the network and its data, in words.
+    Raises ModuleNotFoundError where pictures are wanted and matplotlib is not there.
     """
 
     def __init__(self, every: int, network: str):
+        if every:
+            need("train", "matplotlib")
         self.every, self.network = every, network
 
     @torch.no_grad()
