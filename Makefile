@@ -9,8 +9,8 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 WORKERS := --numprocesses auto --maxprocesses 8 --dist worksteal
 
-QUICK := branches compare correlation injection layers mixers packaging provenance pure_mlp rand_augment \
-	reparam repmlp_block sizes table_parts trained_on
+QUICK := branches compare correlation cost face files injection kernel_plots layers mixers packaging \
+	provenance pure_mlp rand_augment reading reparam repmlp_block resizing sizes table_parts throughput_plot trained_on
 .PHONY: setup test check demo lint docs package lock clean
 setup: $(VENV)/.ready
 

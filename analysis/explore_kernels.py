@@ -18,11 +18,12 @@ import sys
 import time
 from pathlib import Path
 
-from explorer.collect import choose_layers, default_layer, describe_layer, net_profile, profiles_by_name, spatial_layers
+from explorer.collect import choose_layers, default_layer, describe_layer, net_profile, profiles_by_name
 from explorer.page import Page
 from plot_kernels import ROOT, find_checkpoint
 
 from repmlp.checkpoints import Checkpoint, open_checkpoint
+from repmlp.kernels import spatial_layers
 
 
 def build(opened: Checkpoint, source: str, wanted: str | None = None) -> Page:

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import scaling_tables
 from options import Parser
 from plots.throughput import draw
 from table_parts import emit, read_paper
 
-from repmlp.runs.key import branch_label
+from repmlp.branches import label as branch_label
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTING = ["device", "threads", "dtype", "engine", "batch_size"]
@@ -187,26 +188,6 @@ def segmentation_table(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
-def scaling_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Make the table of how a set-sharing FC's time and memory grow, with the fitted exponents."""
-    table = []
-    for _, row in rows.iterrows():
-        base = ", ".join(f"{k} {v}" for k, v in row["base"].items() if k != row["of"])
-        for point, seconds, size in zip(row["points"], row["point_seconds"], row["weight_bytes"], strict=True):
-            table.append(
-                {
-                    "growing": row["of"],
-                    "fixed": base,
-                    "value": point,
-                    "ms": f"{1000 * seconds:.3f}",
-                    "weight MiB": mebibytes(size),
-                    "exponent of time": f"{row['exponents']['seconds']:.2f}",
-                    "exponent of memory": f"{row['exponents']['weight_bytes']:.2f}",
-                }
-            )
-    return pd.DataFrame(table)
-
-
 def slug_of(where: Mapping[str, Any]) -> str:
     """Return the part of a file name that tells a setting."""
     slug = "_".join(re.sub(r"\W+", "-", str(where[name])) for name in ("device", "dtype", "engine"))
@@ -223,6 +204,25 @@ def of_all_settings(rows: pd.DataFrame, make: Callable[[pd.DataFrame], pd.DataFr
                 table.insert(0, name.replace("_size", ""), value)
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
+
+
+def show_scaling(rows: pd.DataFrame, folder: Path, latex: bool) -> None:
+    """Write the exponents beside theory, and what larger images would cost, of the latest run."""
+    rows = rows[rows["run"] == rows["run"].max()]
+    words = scaling_tables.note(rows)
+    exponents = scaling_tables.exponents_table(rows)
+    points = scaling_tables.points_table(rows)
+    emit("scaling", "Scaling of a set-sharing FC", words, exponents, folder, latex, points, scaling_tables.WHY)
+    if set(rows["form"]) == set(scaling_tables.FORMS) and len(rows) == 2 * len(scaling_tables.AXES):
+        title = f"What the set-sharing FCs of {scaling_tables.NETWORK} would cost at larger inputs, batch 8"
+        words = (
+            "Made of the fits, not measured: along positions by the parts of the time, which go on as their powers, "
+            "along channels and share-sets by the exponents. by exponents: along positions by the exponent too, which "
+            "is too little where the curve still bends upwards. extrapolated: positions, channels or share-sets of a "
+            "layer lie beyond what was measured. Each FC spans its whole map; cut into partitions of the trained size, "
+            "a layer grows with the pixels alone."
+        )
+        emit("scaling_estimates", title, words, scaling_tables.estimates_table(rows), folder, latex)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -259,9 +259,7 @@ def main(argv: list[str] | None = None) -> None:
             words = note(of_kind[kind]) + " MiB: on top of what is there."
             emit(kind, kind.replace("_", " ").capitalize(), words, table, folder, options.latex)
     if "scaling" in of_kind:
-        rows = of_kind["scaling"]
-        title = "Scaling of a merged set-sharing FC, batch 8"
-        emit("scaling", title, note(rows), scaling_table(rows), folder, options.latex)
+        show_scaling(of_kind["scaling"], folder, options.latex)
 
 
 if __name__ == "__main__":

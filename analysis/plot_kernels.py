@@ -19,12 +19,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from explorer.collect import layer_title, spatial_layers
+from figures import save
 from options import ROOT, Parser
-from plots.kernels import DATA, draw, network_words, view
 
 from repmlp.branches import parse_all
 from repmlp.checkpoints import Checkpoint, open_checkpoint
+from repmlp.heatmap import heatmap
+from repmlp.kernels import data_words, layer_title, network_words, papers_point, spatial_layers, view
 from repmlp.locality import network_profiles, uniform_profile
 from repmlp.runs.record import load_records, record_path
 
@@ -42,27 +43,13 @@ def print_profiles(model: torch.nn.Module) -> None:
         print(f"{layer['layer']:45s} {text} %")
 
 
-def data_words(metadata: Mapping[str, str], results: Path) -> str:
+def trained_on(metadata: Mapping[str, str], results: Path) -> str:
     """Say what a network was trained on: of a run of ours, as its record says; else "" or its number of classes."""
     if {"study", "key"} <= metadata.keys():
         record = record_path(results, metadata["study"], metadata["key"])
         if record.is_file():
-            name = str(json.loads(record.read_text()).get("data", ""))
-            return DATA.get(name, name)
+            return data_words(str(json.loads(record.read_text()).get("data", "")))
     return f"{metadata['num_classes']} classes" if "num_classes" in metadata else ""
-
-
-"""Draw the paper's kernel heatmap: what one output point sees, as trained and after Locality Injection.
-
-    python analysis/plot_kernels.py outputs/locality_cifar100/KEY/model.safetensors
-    python analysis/plot_kernels.py --study demo            # the study's net with the most branches
-    python analysis/plot_kernels.py FILE --block 3 --share-set 0 --point 6,6
-    python analysis/plot_kernels.py RepMLPNet-D256.pth --block 13    # Figure 3 itself: 10th block of stage 3
-
-Paper: RepMLPNet Figure 3 and Appendix A: log of |w| over the matrix's smallest |w|. Marked: the output point (purple),
-the cells that its branches see from there (blue), and the strongest points outside them that exceed some point inside
-(red, dashed). PNG and PDF; and in numbers, the share of |weight| within distance 0, 1, 2, ... of the output point.
-"""
 
 
 def find_checkpoint(study: str, results: Path, outputs: Path) -> Path:
@@ -129,14 +116,13 @@ def main(argv: list[str] | None = None) -> None:
         print_profiles(opened.model)
         out = options.out or options.results / (options.study or "figures")
         run = path.parent.name if path.name == "model.safetensors" else path.stem
-        network = ", ".join(filter(None, (network_words(opened.config), data_words(opened.metadata, options.results))))
+        network = ", ".join(filter(None, (network_words(opened.config), trained_on(opened.metadata, options.results))))
         for block in chosen:
             name, layer = layers[block]
-            # the paper's point on its 16x16 map, (7, 7) counted from 1, and the same share of other maps
-            point = options.point or (3 * layer.size[0] // 8, 3 * layer.size[1] // 8)
+            point = options.point or papers_point(layer.size)
             shown = view(layer, options.share_set, options.channels, point)
             stem = out / f"kernel_{run}_block{block}"
-            for written in draw(layer, shown, point, network, layer_title(name), stem, options.pdf):
+            for written in save(heatmap(layer, shown, point, network, layer_title(name)), stem, options.pdf):
                 print(f"wrote {written}")
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")

@@ -4,6 +4,7 @@
     python experiments/benchmark.py what=[inference] models=[repmlpnet_t224,resmlp_24_224] batch_sizes=[8]
     python experiments/benchmark.py what=[inference] engine=onnxruntime
     python experiments/benchmark.py what=[training]
+    python experiments/benchmark.py what=[scaling] threads=1                  # how one layer grows; a quiet minute
     python experiments/benchmark.py what=[segmentation]                       # UperNet before and after merging
     python experiments/benchmark.py what=[older] batch_sizes=[8]              # RepMLP in ResNets against ResNets
     python experiments/benchmark.py device=cuda dtype=bfloat16 batch_sizes=[128] engine=compile

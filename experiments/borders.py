@@ -46,6 +46,7 @@ from omegaconf import DictConfig, OmegaConf
 from repmlp.runs.key import PATHS
 from repmlp.runs.launch import device_of, mistakes_in_one_line, run_command
 from repmlp.runs.record import write_json
+from repmlp.runs.settings import whole
 
 if TYPE_CHECKING:  # torch and what needs it is imported where it is used: --help comes without
     import numpy as np
@@ -94,7 +95,10 @@ def borders(config: DictConfig) -> tuple[Path, dict[str, Any]]:
     checkpoint = Path(config.checkpoint).expanduser()
     net, metadata = load_model(checkpoint)
     if not isinstance(net, UperNet):
-        raise ValueError(f"{checkpoint} is a {type(net).__name__}, no segmentation network: train one with segment.py")
+        raise ValueError(
+            f"{checkpoint} is a {type(net).__name__}: borders of tiles are measured of a UperNet alone; train one with "
+            "experiments/segment.py"
+        )
     path = output_path(config, metadata)
     tile = tile_of(net, config.tile)
     check_grid(tile, config.step, config.bin)
@@ -213,8 +217,7 @@ def check(config: DictConfig) -> None:
         value = config[name]
         if value is None and name in ("tile", "n_images", "threads"):
             continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
-            raise ValueError(f"{name}={value!r}: use a whole number, {smallest} or more")
+        whole(name, value, smallest)
 
 
 def check_grid(tile: int, step: int, bin_width: int) -> None:

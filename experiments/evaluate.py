@@ -22,40 +22,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
-import pandas as pd
-import torch
-from masks import evaluate_masks, mask_table
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from torch import Tensor, nn
 
-from repmlp import deploy
-from repmlp.checkpoints import open_checkpoint
-from repmlp.compare import Comparer
-from repmlp.data import build_data
-from repmlp.export import (
-    Quantised,
-    image_size,
-    onnx_session,
-    quantize_int8,
-    run_onnx,
-    to_exported_program,
-    to_onnx,
-)
-from repmlp.int8 import quantize_dynamic
-from repmlp.models.build import PIXELS, check_num_classes
 from repmlp.runs.key import PATHS
 from repmlp.runs.launch import device_of, mistakes_in_one_line, place, run_command
 from repmlp.runs.progress import told
-from repmlp.runs.provenance import device_name, processor, versions
 from repmlp.runs.record import write_json
 from repmlp.runs.settings import whole
 from repmlp.trained_on import TrainedOn
-from repmlp.training.classifier import tops
-from repmlp.training.merge_check import compare_merged
-from repmlp.training.recalls import Recalls, uneven
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # torch and what needs it is imported where it is used: --help comes without
     from onnxruntime import InferenceSession
+    from torch import Tensor, nn
+
+    from repmlp.export import Quantised
 
 SHOWN = 20  # most classes whose recall is printed
 PRECISIONS = ("float32", "bf16", "int8")
@@ -65,6 +45,8 @@ PRECISIONS = ("float32", "bf16", "int8")
 def main(config: DictConfig) -> None:
     with mistakes_in_one_line():
         results = evaluate(config)
+        from masks import mask_table
+
         print(mask_table(results) if "miou_pct" in results else table(results))
         if config.out:
             write_json(place(config.out), results)
@@ -79,6 +61,18 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     compare_merged says; what was quantised; data, device, versions. Of a network that labels pixels: evaluate_masks.
     """
     _check(config)
+    import torch
+    from masks import evaluate_masks
+
+    from repmlp.checkpoints import open_checkpoint
+    from repmlp.data import build_data
+    from repmlp.export import image_size, onnx_session, run_onnx
+    from repmlp.models.build import PIXELS, check_num_classes
+    from repmlp.runs.provenance import device_name, processor, versions
+    from repmlp.training.classifier import tops
+    from repmlp.training.merge_check import compare_merged
+    from repmlp.training.recalls import Recalls
+
     if config.threads:
         torch.set_num_threads(config.threads)
     device = device_of(config.device)
@@ -162,25 +156,30 @@ def check_classes(checkpoint: str, trained: TrainedOn, names: Sequence[str]) -> 
         raise ValueError(f"{checkpoint} was trained on other classes: {first!r} there, {other!r} in the images")
 
 
-@torch.no_grad()
 def score(
     merged: nn.Module, others: Mapping[str, Callable[[Tensor], Tensor]], loader: Iterable[tuple[Tensor, Tensor]]
 ) -> list[dict[str, Any]]:
     """Run other forms of the merged network beside it, all on each batch in turn; returns a row for each form."""
+    import torch
+
+    from repmlp.compare import Comparer
+    from repmlp.training.classifier import tops
+
     device = next(merged.parameters()).device
     hits = {name: dict.fromkeys((1, 5), 0) for name in others}
     comparers = {name: Comparer() for name in others}
     n = 0
-    for images, labels in loader:
-        images, labels = images.to(device), labels.cpu()
-        expected = merged(images).cpu()
-        n += len(labels)
-        for name, run in others.items():
-            logits = run(images).float().cpu()
-            for k in tops(logits.shape[1]):
-                # (B, K) -> (B, k)
-                hits[name][k] += int((logits.topk(k).indices == labels[:, None]).sum())
-            comparers[name].update(expected, logits)
+    with torch.no_grad():
+        for images, labels in loader:
+            images, labels = images.to(device), labels.cpu()
+            expected = merged(images).cpu()
+            n += len(labels)
+            for name, run in others.items():
+                logits = run(images).float().cpu()
+                for k in tops(logits.shape[1]):
+                    # (B, K) -> (B, k)
+                    hits[name][k] += int((logits.topk(k).indices == labels[:, None]).sum())
+                comparers[name].update(expected, logits)
     return [
         _row(name, {k: 100 * hits[name][k] / n for k in tops(logits.shape[1])}, comparers[name].result().changed)
         for name in others
@@ -189,6 +188,10 @@ def score(
 
 def table(results: Mapping[str, Any]) -> str:
     """Write the results as a Markdown table, with what has to be known to read it below."""
+    import pandas as pd
+
+    from repmlp.export import Quantised
+
     rows = [
         {
             "network": row["network"],
@@ -217,6 +220,10 @@ def table(results: Mapping[str, Any]) -> str:
 
 def recall_lines(classes: Sequence[Mapping[str, Any]], balanced: float) -> list[str]:
     """Write the recall of each class, the lowest of many; nothing where classes are even."""
+    import pandas as pd
+
+    from repmlp.training.recalls import uneven
+
     counts = [each["images"] for each in classes]
     if not uneven(counts):
         return []
@@ -257,6 +264,10 @@ def _int8(
 
     Returns the session, which form of the network it is of, and what was quantised.
     """
+    from repmlp import deploy
+    from repmlp.export import onnx_session, quantize_int8, to_exported_program, to_onnx
+    from repmlp.int8 import quantize_dynamic
+
     try:
         form, net = "deployed", deploy(merged)
     except TypeError:  # of a network that has no such form

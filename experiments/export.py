@@ -17,20 +17,15 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
-import pandas as pd
-import torch
 from omegaconf import DictConfig, OmegaConf
-from timm.utils import reparameterize_model
-from torch import Tensor, nn
 
-from repmlp import deploy
-from repmlp.checkpoints import load_model, open_checkpoint, save_model
-from repmlp.compare import compare, random_batches
-from repmlp.export import image_size, onnx_session, run_onnx, to_exported_program, to_onnx
 from repmlp.runs.launch import mistakes_in_one_line, place, run_command
+
+if TYPE_CHECKING:  # torch and what needs it is imported where it is used: --help comes without
+    from torch import Tensor, nn
 
 WEIGHTS, PROGRAM, ONNX = "model.safetensors", "model.pt2", "model.onnx"
 TOLERANCE = 1e-4  # relative difference of float32 outputs; about 1e-6 is usual
@@ -45,6 +40,14 @@ def main(config: DictConfig) -> None:
 def export(config: Mapping[str, Any]) -> str:
     """Write the files and return the table of what they are and how far they are from the network as trained."""
     _check(config)
+    import pandas as pd
+    import torch
+    from timm.utils import reparameterize_model
+
+    from repmlp.checkpoints import open_checkpoint, save_model
+    from repmlp.compare import compare, random_batches
+    from repmlp.export import image_size, onnx_session, run_onnx, to_exported_program, to_onnx
+
     if config["threads"]:
         torch.set_num_threads(config["threads"])
     source = place(config["checkpoint"])
@@ -109,6 +112,8 @@ def export(config: Mapping[str, Any]) -> str:
 
 def _deployed(model: nn.Module) -> nn.Module:
     """Return the form without batch norms; ValueError where a network has none."""
+    from repmlp import deploy
+
     try:
         return deploy(model)
     except TypeError as error:
@@ -117,6 +122,8 @@ def _deployed(model: nn.Module) -> nn.Module:
 
 def _reload(files: dict[str, Path]) -> tuple[dict[str, tuple[nn.Module, Path]], str]:
     """Read the merged weights back; where load_model cannot build their network, leave the file out and say so."""
+    from repmlp.checkpoints import load_model
+
     try:
         return {"merged, PyTorch": (load_model(files[WEIGHTS])[0], files[WEIGHTS])}, ""
     except ValueError:  # timm's own re-parameterized models (RepVGG, MobileOne) are built in their train-time form
@@ -124,17 +131,19 @@ def _reload(files: dict[str, Path]) -> tuple[dict[str, tuple[nn.Module, Path]], 
         return {}, f"No {WEIGHTS}: load_model cannot build this network in its merged form.\n"
 
 
-@torch.no_grad()
 def latency(networks: list[Callable[[Tensor], Tensor]], shape: tuple[int, int, int], rounds: int) -> list[float]:
     """Return the median time in ms of each network on one image, taken in turns so that a busy moment hits all."""
+    import torch
+
     image = torch.randn(1, *shape)
     times: list[list[float]] = [[] for _ in networks]
-    for i in range(rounds + 3):
-        for run, taken in zip(networks, times, strict=True):
-            start = time.perf_counter()
-            run(image)
-            if i >= 3:  # the first calls allocate
-                taken.append(1000 * (time.perf_counter() - start))
+    with torch.no_grad():
+        for i in range(rounds + 3):
+            for run, taken in zip(networks, times, strict=True):
+                start = time.perf_counter()
+                run(image)
+                if i >= 3:  # the first calls allocate
+                    taken.append(1000 * (time.perf_counter() - start))
     return [statistics.median(taken) for taken in times]
 
 

@@ -16,24 +16,19 @@ import csv
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hydra
-import torch
-from masks import mask_rows, whole_image, window_of
 from omegaconf import DictConfig
-from torch import Tensor, nn
-from torchvision.datasets.folder import IMG_EXTENSIONS
-from torchvision.transforms import v2
 
-from repmlp.checkpoints import open_checkpoint
-from repmlp.data.files import images_below, read_rgb
-from repmlp.data.imagenet import eval_transform
-from repmlp.export import image_size
-from repmlp.models.build import PIXELS, merged_copy
 from repmlp.runs.launch import device_of, mistakes_in_one_line, place, run_command
 from repmlp.runs.progress import to_stderr, told
 from repmlp.runs.settings import whole
 from repmlp.trained_on import TrainedOn
+
+if TYPE_CHECKING:  # torch and what needs it is imported where it is used: --help comes without
+    from torch import Tensor, nn
+    from torchvision.transforms import v2
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="predict")
@@ -44,7 +39,6 @@ def main(config: DictConfig) -> None:
         sys.exit(f"error: {len(unreadable)} image(s) could not be read, named above; the others are written")
 
 
-@torch.inference_mode()
 def predict(config: DictConfig) -> list[Path]:
     """Write the CSV, and beside it maps where the network labels pixels; returns the images that could not be read.
 
@@ -52,7 +46,22 @@ def predict(config: DictConfig) -> list[Path]:
     Raises ValueError for settings that cannot be, and where no image can be read.
     """
     check(config)
+    import torch
+
     folder, files = images_of(config.images)
+    with torch.inference_mode():
+        return write_table(config, folder, files)
+
+
+def write_table(config: DictConfig, folder: Path, files: list[Path]) -> list[Path]:
+    """Write what the network says of some images in a folder; returns those that could not be read."""
+    from masks import mask_rows, whole_image, window_of
+
+    from repmlp.checkpoints import open_checkpoint
+    from repmlp.data.imagenet import eval_transform
+    from repmlp.export import image_size
+    from repmlp.models.build import PIXELS, merged_copy
+
     out = place(config.out)
     model, settings, metadata = open_checkpoint(place(config.checkpoint))
     trained = TrainedOn.from_metadata(metadata)
@@ -114,6 +123,8 @@ def images_of(given: str) -> tuple[Path, list[Path]]:
 
     Raises ValueError where there is none.
     """
+    from repmlp.data.files import IMG_EXTENSIONS, images_below
+
     where = place(given)
     if where.is_file():
         return where.parent, [Path(where.name)]
@@ -142,6 +153,10 @@ def batches(
     folder: Path, files: list[Path], transform: v2.Transform, size: int, unreadable: list[Path]
 ) -> Iterator[tuple[list[Path], Tensor]]:
     """Give images in batches, (B, 3, H, W); those that cannot be read are told of and go to `unreadable`."""
+    import torch
+
+    from repmlp.data.files import read_rgb
+
     for start in range(0, len(files), size):
         paths, images = [], []
         for path in files[start : start + size]:

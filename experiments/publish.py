@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
+from repmlp.branches import label as branch_label
 from repmlp.checkpoints import Checkpoint, open_checkpoint, save
 from repmlp.data.cifar100 import CIFAR100Data
-from repmlp.runs.key import branch_label
 
 ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"

@@ -14,7 +14,8 @@ if TYPE_CHECKING:  # for editors and type checkers; HOMES says the same, which a
     from repmlp.deployment import DeployedRepMLPNet, deploy
     from repmlp.folding import fold_batch_norms
     from repmlp.injection import InjectedLinear, inject_locality, merge_locality
-    from repmlp.layers import GlobalPerceptron, LocalPerceptron, RepMLPBlock, SetSharingFC
+    from repmlp.layers import GlobalPerceptron, RepMLPBlock, SetSharingFC
+    from repmlp.local_perceptron import LocalPerceptron
     from repmlp.models.build import build_model
     from repmlp.models.repmlp_resnet import RepMLPResNet, insert, load_older_backbone, resize_partitions
     from repmlp.models.repmlpnet import RepMLPNet
@@ -29,7 +30,8 @@ HOMES = {  # module: the names that this package shows of it
     "deployment": ("DeployedRepMLPNet", "deploy"),
     "folding": ("fold_batch_norms",),
     "injection": ("InjectedLinear", "inject_locality", "merge_locality"),
-    "layers": ("GlobalPerceptron", "LocalPerceptron", "RepMLPBlock", "SetSharingFC"),
+    "layers": ("GlobalPerceptron", "RepMLPBlock", "SetSharingFC"),
+    "local_perceptron": ("LocalPerceptron",),
     "models.build": ("build_model",),
     "models.repmlp_resnet": ("RepMLPResNet", "insert", "load_older_backbone", "resize_partitions"),
     "models.repmlpnet": ("RepMLPNet",),

@@ -20,7 +20,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-# How depth-wise branches may be computed beside a layer: the same numbers, at another speed (see layers.branches_by)
+# How depth-wise branches may be computed beside a layer: the same numbers at another speed, see branches_by()
 WAYS = ("channels", "sets", "matrix")
 
 PATTERN = re.compile(r"(?P<height>\d+)(?:x(?P<width>\d+))?(?:d(?P<dilation>\d+))?(?P<shuffled>s)?")

@@ -6,21 +6,14 @@ a training run's .ckpt; under the nestings and prefixes that key_names.py lists.
 
 from __future__ import annotations
 
-import collections
 import json
-import math
 import numbers
-import pickle
-import re
-import types
-import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
@@ -28,11 +21,10 @@ from repmlp.branches import BranchSpec, values
 from repmlp.deployment import deploy
 from repmlp.key_names import Configuration, config_of, convert, to_official, unwrap
 from repmlp.models.build import build_model, merged_copy
-from repmlp.models.pspnet import PSPNet
-from repmlp.models.repmlp_resnet import RepMLPResNet, arguments_of, from_weights, load_older_backbone
-from repmlp.models.repmlpnet import RepMLPNet, checkpoint_filter_fn
-from repmlp.models.upernet import UperNet
+from repmlp.models.repmlp_resnet import arguments_of, from_weights
+from repmlp.models.repmlpnet import RepMLPNet
 from repmlp.older_key_names import convert_older, is_older
+from repmlp.reading import metadata_of, read
 from repmlp.resmlp_key_names import convert_resmlp
 
 __all__ = [
@@ -42,14 +34,11 @@ __all__ = [
     "config_of",
     "convert",
     "load",
-    "load_backbone",
     "load_model",
     "load_older",
     "open_checkpoint",
-    "read",
     "save",
     "save_model",
-    "start_backbone",
     "to_official",
 ]
 
@@ -104,7 +93,7 @@ def load(path: Path | str) -> nn.Module:
     """Build the network whose weights a file holds, in evaluation mode, in the form that the file has.
 
     path: what `save` wrote; a file of RepMLPNet in any format that `convert` knows; an older RepMLP-ResNet's; the .ckpt
-    of a training run of any of these. .safetensors, or what torch.save wrote.
+    of a training run of any of these; that of a run of ours, whatever its network. .safetensors, or of torch.save.
     Parameters are float32 whatever the file's dtype: exact for float16 and bfloat16, rounded for float64.
     Raises FileNotFoundError, or ValueError that names the file, and the first missing and unexpected name where it is
     of no such network.
@@ -118,7 +107,7 @@ def load_model(path: Path | str) -> tuple[nn.Module, dict[str, str]]:
     Raises FileNotFoundError, or ValueError where the file is truncated, not ours, or of another architecture.
     """
     path = Path(path)
-    if path.is_file() and MODEL not in _metadata(path):
+    if path.is_file() and MODEL not in metadata_of(path):
         raise ValueError(
             f"{path} names no repmlp model in its metadata: was it written by save_model? repmlp.load reads other files"
         )
@@ -133,13 +122,21 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
     """Open a file as `load` does, and tell its configuration and metadata too."""
     path = Path(path)
     state = read(path)
-    metadata = _metadata(path)
+    metadata = metadata_of(path)
     if MODEL in metadata:
         config = json.loads(metadata[MODEL])
         if config["arch"] == "resmlp":
             state = convert_resmlp(state)
         model = _matching(path, config, int(metadata["num_classes"]), state)
         model.load_state_dict(state)
+        return Checkpoint(model.eval(), config, metadata)
+    if isinstance(state.get(MODEL), str) and isinstance(state.get("state_dict"), Mapping):  # a run's .ckpt
+        config, num_classes = json.loads(state[MODEL]), int(state["num_classes"])
+        weights = {n.removeprefix("net."): t for n, t in state["state_dict"].items() if n.startswith("net.")}
+        if config.get("kernels") and not any(".local_perceptron." in name for name in weights):
+            config = {**config, "kernels": []}  # merged in the middle of training
+        model = _matching(path, config, num_classes, weights)
+        model.load_state_dict(weights)
         return Checkpoint(model.eval(), config, metadata)
     try:
         tensors = unwrap(state)
@@ -171,177 +168,6 @@ def load_older(source: Path | str | Mapping[str, Any]) -> ResNet:
         return from_weights(unwrap(state_dict))
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
-
-
-def load_backbone(backbone: nn.Module, source: Path | str | Mapping[str, Any]) -> list[str]:
-    """Load a classifier's weights into a backbone for dense prediction, in place.
-
-    Paper: RepMLPNet Section 5.3, where an ImageNet classifier gets other embeddings between its stages. An embedding
-    of another kind than the weights' stays fresh as a whole: its batch norm would have the statistics of a convolution
-    that is gone. Where the backbone lacks the classifier, the last batch norm or the last stages, they are ignored.
-
-    backbone: any RepMLPNet; of timm's features_only models, the attribute `model`; a ResNet with RepMLP blocks, see
-    load_older_backbone. source: a file of a whole network, or its state dict, in any format that `load` knows.
-    Returns the names of the modules that stay fresh: [] or some of "downsamples.0", "downsamples.1", ...
-    Raises TypeError for another kind of model; ValueError, before anything is changed, as `convert` does, where merged
-    weights meet a train-time backbone, and for any other difference, naming the first.
-    """
-    if not isinstance(source, Mapping):
-        state_dict = read(source)
-        try:
-            return load_backbone(backbone, state_dict)
-        except ValueError as error:
-            raise ValueError(f"{source}: {error}") from error
-    if isinstance(backbone, ResNet):
-        return load_older_backbone(backbone, source)
-    if not isinstance(backbone, RepMLPNet):
-        raise TypeError(f"load_backbone() takes a RepMLPNet itself, no wrapper; got {type(backbone).__name__}")
-    tensors = checkpoint_filter_fn(source, backbone)
-    own = backbone.state_dict()
-    parts = {_part(name) for name in own}
-    there, here = ({name: tuple(t.shape) for name, t in s.items() if _part(name) in parts} for s in (tensors, own))
-    differ = [name for name in dict.fromkeys((*here, *there)) if there.get(name) != here.get(name)]
-    fresh = list(dict.fromkeys(part for part in map(_part, differ) if part.startswith("downsamples.")))
-    if unlike := [name for name in differ if _part(name) not in fresh]:
-        raise ValueError(_why_unlike(unlike[0], there, here, backbone))
-    backbone.load_state_dict({name: own[name] if _part(name) in fresh else tensors[name] for name in own})
-    return fresh
-
-
-def start_backbone(net: UperNet | PSPNet, path: Path | str) -> list[str]:
-    """Load a classifier's weights into the backbone, in place; returns the names of the modules that stay fresh.
-
-    Paper: RepMLPNet Section 5.3; RepMLP Section 4.4. path: for a RepMLPNet, or a ResNet with RepMLP blocks, a file of
-    any format that `load_backbone` reads, else a state dict by timm's names; its classifier is ignored.
-    Raises FileNotFoundError; ValueError where the file is damaged, or of another network.
-    """
-    tensors = read(path)
-    try:
-        if isinstance(net.backbone, (RepMLPNet, RepMLPResNet)):
-            return load_backbone(net.backbone, tensors)
-        own = net.backbone.state_dict()
-        for name, tensor in own.items():
-            # timm's wrapper of some networks writes the first dot of a name as _
-            there = name if name in tensors else name.replace("_", ".", 1)
-            if there not in tensors:
-                name_of = net.upernet.encoder.name if isinstance(net, UperNet) else type(net.backbone).__name__
-                raise ValueError(f"{name} is missing: expected the weights of timm's {name_of}")
-            if tensors[there].shape != tensor.shape:
-                raise ValueError(f"{there} is {tuple(tensors[there].shape)} there and {tuple(tensor.shape)} here")
-            own[name] = tensors[there]
-        net.backbone.load_state_dict(own)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    return []
-
-
-def read(path: Path | str) -> dict[str, Any]:
-    """Read a .safetensors file, or one that torch.save wrote, onto the CPU without running code that it may hold.
-
-    Objects of other classes than tensors and plain Python values, as training checkpoints hold, are not built: an inert
-    placeholder stands for each.
-    Raises FileNotFoundError, or ValueError where the file is truncated, or is no dictionary.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path.absolute()}")
-    if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is no whole safetensors file ({error}): fetch or write it again") from error
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a cut file fails in any of a dozen ways
-        if not isinstance(error, pickle.UnpicklingError) or _is_torchscript(path):
-            raise ValueError(f"{path} {_why_unreadable(path, error)}") from error
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=False, pickle_module=_TensorsOnly)
-        except Exception as again:
-            raise ValueError(f"{path} {_why_unreadable(path, again)}") from again
-    if not isinstance(content, Mapping):
-        kind = "whole pickled object" if isinstance(content, _Inert) else type(content).__name__
-        raise ValueError(f"{path} holds a {kind}, expected a state_dict: save model.state_dict()")
-    return dict(content)
-
-
-class _Inert:
-    """Stands for an object of a class that is not built: it takes whatever a pickle does to it, and does nothing."""
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> _Inert:
-        return object.__new__(cls)
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        pass
-
-    def __call__(self, *args: Any, **kwargs: Any) -> _Inert:
-        return _Inert()
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        pass
-
-    def append(self, item: Any) -> None:
-        pass
-
-    def extend(self, items: Any) -> None:
-        pass
-
-    add = append
-
-
-class _TensorUnpickler(pickle.Unpickler):
-    """Builds tensors, ordered dictionaries and plain values; any other name in a pickle becomes a placeholder.
-
-    Nothing is imported: what may be called is listed here. Functions are wrapped anew for each file, so that a pickle
-    that sets attributes on one changes nothing outside.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self._known: dict[tuple[str, str], Any] = {
-            ("collections", "OrderedDict"): lambda *items: collections.OrderedDict(*items),
-            ("torch._utils", "_rebuild_tensor"): lambda *parts: torch._utils._rebuild_tensor(*parts),
-            ("torch._utils", "_rebuild_tensor_v2"): lambda *parts: torch._utils._rebuild_tensor_v2(*parts[:6]),
-            ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
-            ("torch.nn.parameter", "Parameter"): lambda data, *_: data,
-            ("torch", "Size"): lambda *sizes: torch.Size(*sizes),
-            ("torch", "device"): lambda *_: torch.device("cpu"),
-        }
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module == "torch" and isinstance(dtype := vars(torch).get(name), torch.dtype):
-            return dtype
-        return self._known.get((module, name), _Inert)
-
-
-def _load_tensors(file: Any, **kwargs: Any) -> Any:
-    return _TensorUnpickler(file, **kwargs).load()
-
-
-# What torch.load takes in place of the module pickle
-_TensorsOnly = types.SimpleNamespace(Unpickler=_TensorUnpickler, load=_load_tensors, __name__="tensors_only")
-
-
-def _is_torchscript(path: Path) -> bool:
-    """Say whether a file is a TorchScript program, which torch.load would hand to another reader."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
-
-
-def _metadata(path: Path) -> dict[str, str]:
-    """Return the metadata of a safetensors file; {} for other files."""
-    if path.suffix != ".safetensors":
-        return {}
-    try:
-        with safe_open(path, "pt") as file:
-            return file.metadata() or {}
-    except SafetensorError as error:
-        raise ValueError(f"{path} is no whole safetensors file ({error}): fetch or write it again") from error
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
@@ -419,35 +245,3 @@ def check_state_dict(path: Path | str, found: Mapping[str, Tensor], expected: Ma
         ][:1]
     if faults:
         raise ValueError(f"{path} is of another architecture: {' and '.join(faults)}")
-
-
-def _part(ours: str) -> str:
-    """Return the part of the network that a tensor belongs to: "stem", "stages.0", "downsamples.0", "norm", "head"."""
-    return re.match(r"(stages|downsamples)\.\d+|\w+", ours)[0]
-
-
-def _why_unlike(
-    name: str, there: Mapping[str, tuple[int, ...]], here: Mapping[str, tuple[int, ...]], backbone: RepMLPNet
-) -> str:
-    """Say what to do about weights whose tensor `name` is not the backbone's; there, here: shapes by our names."""
-    if name not in there or name not in here:
-        difference = f"{name} is missing {'there' if name not in there else 'here'}"
-    else:
-        difference = f"{name} is {there[name]} there and {here[name]} here"
-        # (S, h*w, h*w): the same layer of a network for another image size
-        if name.endswith(".channel_perceptron.weight") and there[name][0] == here[name][0]:
-            side = math.isqrt(there[name][1])
-            stride = backbone.feature_info[int(name.split(".")[1])]["reduction"]
-            size = f"img_size={side * stride}" if side**2 == there[name][1] else "the img_size of the weights"
-            return f"{difference}: build the backbone with {size}, or repmlp.resize the classifier first"
-    return (
-        f"{difference}: build the backbone with the arguments of the weights' network, which "
-        "repmlp.checkpoints.config_of(weights) tells; embed_kernel alone may be another"
-    )
-
-
-def _why_unreadable(path: Path, error: Exception) -> str:
-    """Say why a file could not be read: a TorchScript program, or damaged."""
-    if "TorchScript" in str(error) or _is_torchscript(path):
-        return "is a TorchScript program, not weights: save model.state_dict() instead"
-    return f"is no whole PyTorch file ({type(error).__name__}): fetch or write it again"

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repmlp.folding import fold_batch_norms
-from repmlp.layers import batch_norm_stats, check_parameters, cut_into_tiles, is_batch_norm, join_tiles, sets_first
+from repmlp.maps import cut_into_tiles, join_tiles, sets_first
 from repmlp.models.repmlpnet import ConvBNReLU, OverlappingEmbedding, RepMLPNet, RepMLPNetUnit
+from repmlp.parameters import batch_norm_stats, check_parameters, is_batch_norm
 from repmlp.reparam import fuse_bn
 from repmlp.repmlp_block import RepMLP
 from repmlp.tracing import plain, readable

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from repmlp.layers import batch_norm_stats, check_parameters, is_batch_norm
+from repmlp.parameters import batch_norm_stats, check_parameters, is_batch_norm
 from repmlp.reparam import fuse_bn
 
 

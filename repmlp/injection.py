@@ -12,12 +12,21 @@ from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repmlp.branches import BranchSpec, parse_all
-from repmlp.layers import LocalPerceptron, check_parameters, set_parameter
+from repmlp.local_perceptron import LocalPerceptron
+from repmlp.parameters import check_parameters, set_parameter
 from repmlp.reparam import merge_branches
+
+
+@torch.fx.wrap
+def as_maps(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Lay tokens out as maps: (..., C, h*w) -> (N, C, h, w), a view where x is the transpose of (N, h*w, C)."""
+    channels = x.shape[-2] if x.dim() > 1 else 1
+    return x.reshape(-1, channels, size[0], size[1])
 
 
 class InjectedLinear(nn.Linear):
@@ -65,6 +74,7 @@ class InjectedLinear(nn.Linear):
                 nn.init.zeros_(norm.weight)
         self.local_perceptron = local.to(self.weight.dtype).train(self.training)
 
+    @torch.jit.unused
     @property
     def kernels(self) -> tuple[int | str, ...]:
         """Return the branches that are there now, as configurations spell them: () once merged."""
@@ -77,10 +87,8 @@ class InjectedLinear(nn.Linear):
         out = F.linear(x, self.weight, self.bias)
         if self.local_perceptron is None:
             return out
-        # (..., C, h*w) -> (N, C, h, w): a view where x is the transpose of (N, h*w, C), as in timm
-        maps = x.reshape(-1, x.shape[-2] if x.ndim > 1 else 1, *self.size)
         # (N, C, h, w) -> (..., C, h*w)
-        return out + self.local_perceptron(maps).reshape(x.shape)
+        return out + self.local_perceptron(as_maps(x, self.size)).reshape(x.shape)
 
     def merged(self, branches: bool = True) -> tuple[Tensor, Tensor]:
         """Return weight (1, h*w, h*w) and bias (1, h*w) of the merged layer without changing this one.

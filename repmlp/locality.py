@@ -11,28 +11,45 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from repmlp.injection import InjectedLinear
+from repmlp.layers import SetSharingFC
 from repmlp.models.build import SPATIAL_LAYERS
 from repmlp.repmlp_block import PartitionPerceptron
 
+Layer = SetSharingFC | InjectedLinear | PartitionPerceptron
 
-def kernel_map(weight: Tensor, size: tuple[int, int], share_set: int, point: tuple[int, int]) -> Tensor:
+
+def layers_over_maps(net: nn.Module) -> dict[str, Layer]:
+    """Return the fully-connected layers over a map in order, by name."""
+    kinds = (*SPATIAL_LAYERS, PartitionPerceptron)
+    return {name: layer for name, layer in net.named_modules() if isinstance(layer, kinds)}
+
+
+def kernel_map(
+    weight: Tensor, size: tuple[int, int], share_set: int, point: tuple[int, int], smallest: float | None = None
+) -> Tensor:
     """Return the weights that one output point gives to the input map: log magnitude over the matrix's smallest.
 
-    Paper: Appendix A. weight: (S, h*w, h*w). point: (y, x) of the output, counted from 0.
+    Paper: Appendix A. weight: (S, h*w, h*w). point: (y, x) of the output, counted from 0. smallest: what the magnitudes
+    are over instead, so that maps of several matrices have one scale.
     Returns (h, w), log(|w| / min |W|) with W the share-set's matrix; exact zeros count as the smallest non-zero.
     Raises ValueError where the share-set or the point does not exist.
     """
     h, w = size
-    if not 0 <= share_set < weight.shape[0]:
-        raise ValueError(f"share-set {share_set} does not exist: there are {weight.shape[0]}, counted from 0")
-    if not (0 <= point[0] < h and 0 <= point[1] < w):
-        raise ValueError(f"point {tuple(point)} lies outside the {h}x{w} map (counted from 0)")
+    check_share_set(weight, share_set)
+    _check_point(point, size)
+    matrix = weight[share_set]
     # (h*w, h*w) -> (out_h, out_w, in_h, in_w)
-    return _log_over_smallest(weight[share_set].view(h, w, h, w)[point[0], point[1]], weight[share_set])
+    return _log_over(matrix.view(h, w, h, w)[point[0], point[1]], smallest or smallest_magnitude(matrix))
 
 
 def group_kernel_map(
-    weight: Tensor, size: tuple[int, int], out_channel: int, point: tuple[int, int], in_channel: int
+    weight: Tensor,
+    size: tuple[int, int],
+    out_channel: int,
+    point: tuple[int, int],
+    in_channel: int,
+    smallest: float | None = None,
 ) -> Tensor:
     """Return the weights that one output number of a group-wise FC gives to one input channel, as `kernel_map` does.
 
@@ -40,7 +57,8 @@ def group_kernel_map(
     first RepMLP of c3. The logarithm is over the smallest magnitude of the whole weight, all groups.
 
     weight: (g, O/g*h*w, C/g*h*w), of PartitionPerceptron; rows and columns in the order (channel within the group, y,
-    x). out_channel: of all O. point: (y, x) of the output. in_channel: within the group. All counted from 0.
+    x). out_channel: of all O. point: (y, x) of the output. in_channel: within the group. All counted from 0. smallest:
+    see kernel_map.
     Returns (h, w).
     Raises ValueError where a channel or the point does not exist, or the weight is none over h x w maps.
     """
@@ -54,18 +72,32 @@ def group_kernel_map(
             f"output channel {out_channel}, input channel {in_channel}: there are {groups * outputs} output channels "
             f"and {inputs} input channels a group, counted from 0"
         )
-    if not (0 <= point[0] < h and 0 <= point[1] < w):
-        raise ValueError(f"point {tuple(point)} lies outside the {h}x{w} map (counted from 0)")
+    _check_point(point, size)
     group, channel = divmod(out_channel, outputs)
     # (g, O/g*h*w, C/g*h*w) -> (g, O/g, out_h, out_w, C/g, in_h, in_w)
     kernels = weight.view(groups, outputs, h, w, inputs, h, w)
-    return _log_over_smallest(kernels[group, channel, point[0], point[1], in_channel], weight)
+    return _log_over(kernels[group, channel, point[0], point[1], in_channel], smallest or smallest_magnitude(weight))
 
 
-def _log_over_smallest(picture: Tensor, matrix: Tensor) -> Tensor:
-    """Return log(|w| / smallest |w| of the matrix); exact zeros count as the smallest that is none."""
+def smallest_magnitude(matrix: Tensor) -> float:
+    """Return the smallest magnitude that is not zero; 1 where all are."""
     magnitude = matrix.detach().double().abs()
-    smallest = magnitude[magnitude > 0].min() if bool((magnitude > 0).any()) else magnitude.new_ones(())
+    return float(magnitude[magnitude > 0].min()) if bool((magnitude > 0).any()) else 1.0
+
+
+def check_share_set(weight: Tensor, share_set: int) -> None:
+    """Raise ValueError where a weight (S, h*w, h*w) has no such share-set."""
+    if not 0 <= share_set < weight.shape[0]:
+        raise ValueError(f"share-set {share_set} does not exist: there are {weight.shape[0]}, counted from 0")
+
+
+def _check_point(point: tuple[int, int], size: tuple[int, int]) -> None:
+    if not all(0 <= at < length for at, length in zip(point, size, strict=True)):
+        raise ValueError(f"point {tuple(point)} lies outside the {size[0]}x{size[1]} map (counted from 0)")
+
+
+def _log_over(picture: Tensor, smallest: float) -> Tensor:
+    """Return log(|w| / smallest); exact zeros count as the smallest."""
     return torch.log(picture.detach().double().abs().clamp_min(smallest) / smallest)
 
 
@@ -119,8 +151,7 @@ def network_profiles(net: nn.Module) -> list[dict[str, Any]]:
     the merged kernel) and as `injected` (with its branches). Of a group-wise FC the magnitudes of a group's channels
     are summed. [] for a network without such layers.
     """
-    kinds = (*SPATIAL_LAYERS, PartitionPerceptron)
-    layers = {name: layer for name, layer in net.named_modules() if isinstance(layer, kinds)}
+    layers = layers_over_maps(net)
     if not layers:
         return []
     with torch.no_grad():

@@ -11,21 +11,51 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repmlp.branches import BranchSpec, parse_all
-from repmlp.layers import (
-    batch_norm_stats,
-    check_parameters,
-    cut_into_tiles,
-    join_tiles,
-    reordered,
-    set_parameter,
-    shuffled_grid,
-    tiles_of,
-)
+from repmlp.local_perceptron import reordered, shuffled_grid
+from repmlp.maps import cut_into_tiles, join_tiles, tiles_of
+from repmlp.parameters import batch_norm_stats, check_parameters, set_parameter
 from repmlp.reparam import Branch, fuse_bn, inverse_permutation, merge_branches
+
+for _name in ("cut_into_tiles", "join_tiles"):
+    torch.fx.wrap(_name)
+
+
+@torch.fx.wrap
+def of_shape(x: Tensor, channels: int, size: tuple[int, int]) -> Tensor:
+    """Return maps (N, C, h, w) as they are; ValueError where they have other channels or another size."""
+    if x.shape[1] != channels or x.shape[2] != size[0] or x.shape[3] != size[1]:
+        raise ValueError(
+            f"got maps of shape {(x.shape[1], x.shape[2], x.shape[3])}, this layer takes "
+            f"{(channels, size[0], size[1])} (RepMLP cuts larger maps into partitions)"
+        )
+    return x
+
+
+@torch.fx.wrap
+def of_partitions(x: Tensor, size: tuple[int, int], partitions: tuple[int, int]) -> Tensor:
+    """Return maps (N, C, H, W) as they are; ValueError where they have another number of h x w partitions."""
+    rows, columns = tiles_of((x.shape[2], x.shape[3]), size)
+    if rows != partitions[0] or columns != partitions[1]:
+        raise ValueError(
+            f"a {x.shape[2]}x{x.shape[3]} map has {rows}x{columns} partitions of {size[0]}x{size[1]}, this RepMLP is "
+            f"built for {partitions[0]}x{partitions[1]}: FC1 and FC2 depend on it, see repmlp.resize_partitions"
+        )
+    return x
+
+
+@torch.fx.wrap
+def added_to_partitions(x: Tensor, given: Tensor, size: tuple[int, int]) -> Tensor:
+    """Add what each partition is given to all of its cells: (N, C, H, W), (N, C, rows, columns) -> (N, C, H, W)."""
+    n, c, height, width = x.shape
+    rows, columns = given.shape[2], given.shape[3]
+    # (N, C, rows, columns) -> (N, C, rows, h, columns, w) -> (N, C, rows*h, columns*w), cut to the map
+    given = given[:, :, :, None, :, None].expand(-1, -1, -1, size[0], -1, size[1])
+    return x + given.reshape(n, c, rows * size[0], columns * size[1])[:, :, :height, :width]
 
 
 class PartitionGlobalPerceptron(nn.Module):
@@ -88,7 +118,7 @@ class GroupLocalPerceptron(nn.Module):
     """Parallel group-wise convolutions, each followed by a batch norm, summed.
 
     Paper: RepMLP Section 3.3, "Local Perceptron". Shuffled branches see the partition in the order of the buffer
-    `permutation`, as in repmlp.layers.LocalPerceptron.
+    `permutation`, as in repmlp.local_perceptron.LocalPerceptron.
 
     in_channels, out_channels: C, O. groups: divides both. kernels: branches, see repmlp.branches. size: (h, w).
     Input (N, C, h, w), output (N, O, h, w).
@@ -104,6 +134,7 @@ class GroupLocalPerceptron(nn.Module):
     ):
         super().__init__()
         self.specs, self.size = parse_all(kernels), size
+        self.shuffled = [spec.shuffled for spec in self.specs]  # apart from the specs, which TorchScript cannot read
         self.convs = nn.ModuleDict()
         for spec in self.specs:
             self.convs[str(spec.value)] = nn.Conv2d(
@@ -126,12 +157,18 @@ class GroupLocalPerceptron(nn.Module):
             self.permutation.copy_(shuffled_grid(self.size))
 
     def forward(self, x: Tensor) -> Tensor:
-        out = 0
-        for spec, (name, conv) in zip(self.specs, self.convs.items(), strict=True):
-            y = conv(reordered(x, self.permutation) if spec.shuffled else x)
-            if spec.shuffled:
-                y = reordered(y, inverse_permutation(self.permutation))
-            out = out + self.norms[name](y)
+        source, back = x, None
+        if self.permutation is not None:
+            source, back = reordered(x, self.permutation), inverse_permutation(self.permutation)
+        out: Tensor | None = None
+        for i, (conv, norm) in enumerate(zip(self.convs.values(), self.norms.values())):  # noqa: B905 (TorchScript)
+            shuffled = self.shuffled[i]
+            y = conv(source if shuffled else x)
+            if shuffled and back is not None:
+                y = reordered(y, back)
+            y = norm(y)
+            out = y if out is None else out + y
+        assert out is not None  # there is a branch
         return out
 
     def branches(self) -> list[Branch]:
@@ -192,6 +229,7 @@ class PartitionPerceptron(nn.Module):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
+    @torch.jit.unused
     @property
     def kernels(self) -> tuple[int | str, ...]:
         """Return the branches that are there now, as configurations spell them: () once merged."""
@@ -201,11 +239,7 @@ class PartitionPerceptron(nn.Module):
         return f"{self.in_channels}, {self.out_channels}, size={self.size}, groups={self.groups}"
 
     def forward(self, x: Tensor) -> Tensor:
-        if tuple(x.shape[1:]) != (self.in_channels, *self.size):
-            raise ValueError(
-                f"got maps of shape {tuple(x.shape[1:])}, this layer takes {(self.in_channels, *self.size)} "
-                "(RepMLP cuts larger maps into partitions)"
-            )
+        x = of_shape(x, self.in_channels, self.size)
         n = x.shape[0]  # not len(), which torch.export takes for a constant
         # (N, C, h, w) -> (g, N, C/g*h*w)
         maps = x.reshape(n, self.groups, -1).transpose(0, 1)
@@ -218,7 +252,7 @@ class PartitionPerceptron(nn.Module):
         if self.norm is not None:
             out = self.norm(out)
         # (N, O*h*w) -> (N, O, h, w)
-        out = out.view(n, self.out_channels, *self.size)
+        out = out.view(n, self.out_channels, self.size[0], self.size[1])
         return out if self.local_perceptron is None else out + self.local_perceptron(x)
 
     def merged(self, branches: bool = True) -> tuple[Tensor, Tensor]:
@@ -302,18 +336,10 @@ class RepMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         map_size = (x.shape[2], x.shape[3])
-        rows, columns = tiles_of(map_size, self.size)
-        if (rows, columns) != self.partitions and not self.any_map:
-            raise ValueError(
-                f"a {map_size[0]}x{map_size[1]} map has {rows}x{columns} partitions of {self.size[0]}x{self.size[1]}, "
-                f"this RepMLP is built for {self.partitions[0]}x{self.partitions[1]}: FC1 and FC2 depend on it, see "
-                "repmlp.resize_partitions"
-            )
+        if not self.any_map:
+            x = of_partitions(x, self.size, self.partitions)
         if self.global_perceptron is not None:
-            (h, w), given = self.size, self.global_perceptron(x)
-            # (N, C, rows, columns) -> (N, C, rows, h, columns, w) -> (N, C, rows*h, columns*w), cut to the map
-            given = given[:, :, :, None, :, None].expand(-1, -1, -1, h, -1, w).reshape(*x.shape[:2], rows * h, -1)
-            x = x + given[:, :, : map_size[0], : map_size[1]]
+            x = added_to_partitions(x, self.global_perceptron(x), self.size)
         return join_tiles(self.partition_perceptron(cut_into_tiles(x, self.size)), map_size)
 
     def set_map_size(self, map_size: tuple[int, int], global_reduction: int | None = None) -> str | None:

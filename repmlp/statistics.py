@@ -1,6 +1,9 @@
-"""What chance alone would do: the bootstrap over images. numpy only."""
+"""What chance alone would do: the bootstrap over images, and fits with their errors. numpy only."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -34,3 +37,37 @@ def pooled(part: np.ndarray, whole: np.ndarray, weights: np.ndarray | None = Non
 def interval(samples: np.ndarray, level: float = 0.95) -> np.ndarray:
     """Return between which two values the middle share of the samples lies: (resamples, ...) -> (2, ...)."""
     return np.nanquantile(samples, [(1 - level) / 2, (1 + level) / 2], axis=0)
+
+
+class PowerLaw(NamedTuple):
+    """y = exp(level) (x / exp(middle))^exponent, fitted to the logarithms of points by least squares.
+
+    error: standard error of the exponent. middle, level: means of log x and log y.
+    """
+
+    exponent: float
+    error: float
+    middle: float
+    level: float
+
+    def __call__(self, x: float) -> float:
+        """Return y at x."""
+        return float(np.exp(self.level + self.exponent * (np.log(x) - self.middle)))
+
+
+def fit_power_law(x: Sequence[float], y: Sequence[float]) -> PowerLaw:
+    """Fit y ~ x^p to points by least squares of the logarithms.
+
+    Raises ValueError for fewer than three points, which leave no error to tell, and for values that are not positive.
+    """
+    if len(x) < 3 or len(set(x)) < 2:
+        raise ValueError(f"{len(x)} points at {len(set(x))} place(s): a power law and its error need three points")
+    if min(x) <= 0 or min(y) <= 0:
+        raise ValueError(f"a power law needs positive values, not {min(*x, *y)}")
+    log_x, log_y = np.log(np.asarray(x, dtype=np.float64)), np.log(np.asarray(y, dtype=np.float64))
+    middle, level = log_x.mean(), log_y.mean()
+    spread = ((log_x - middle) ** 2).sum()
+    exponent = ((log_x - middle) * (log_y - level)).sum() / spread
+    residuals = log_y - level - exponent * (log_x - middle)
+    deviation = ((residuals**2).sum() / (len(x) - 2)) ** 0.5
+    return PowerLaw(*map(float, (exponent, deviation / spread**0.5, middle, level)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import atexit
+import copy
 import functools
 import json
 import os
@@ -11,27 +11,24 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny nets: more threads only wait for each other
 
 import hypothesis
-import numpy as np
 import pytest
-import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
-from PIL import Image
-from torch import nn
 
-from repmlp.runs.launch import register_settings
+# torch, Hydra and the others are imported where they are used: pytest-xdist's own process reads this file, runs no
+# tests, and its workers wait for it
+if TYPE_CHECKING:
+    from torch import nn
 
-register_settings()
 hypothesis.settings.register_profile("busy", deadline=None)  # how long an example takes is the machine's matter
 hypothesis.settings.load_profile("busy")
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 800  # seconds a command may take: minutes of patience for a machine that does other work
+SOCKET = "REPMLP_TESTS_SOCKET"  # where the process that forks commands listens
 TINY = [
     "data=patterns",
     "model=repmlpnet_tiny",
@@ -58,11 +55,15 @@ TINY_UPERNET = {
 
 @pytest.fixture(autouse=True)
 def seeded():
+    import torch
+
     torch.manual_seed(0)
 
 
 def randomise_norms(model: nn.Module) -> nn.Module:
     """Give every batch norm statistics and affine values far from their initial ones."""
+    from torch import nn
+
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.running_mean.normal_()
@@ -74,6 +75,9 @@ def randomise_norms(model: nn.Module) -> nn.Module:
 
 def write_camvid(root: Path, train: int = 6, test: int = 4, size: tuple[int, int] = (48, 64)) -> Path:
     """Write noise images of (height, width) with squares of 11 classes and void, in CamVid's layout; returns root."""
+    import numpy as np
+    from PIL import Image
+
     generator = np.random.default_rng(0)
     squares = (np.arange(size[0])[:, None] // 8 + 3 * (np.arange(size[1]) // 8)) % 12
     for split, number in (("train", train), ("test", test)):
@@ -86,49 +90,107 @@ def write_camvid(root: Path, train: int = 6, test: int = 4, size: tuple[int, int
     return root
 
 
-def compose_config(*overrides: str, name: str = "config") -> dict:
-    """Compose the configuration of a single run as `ablate.py` would, as a plain dictionary; name: of the command."""
+@functools.cache
+def _composed(name: str, overrides: tuple[str, ...]) -> dict:
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
     with initialize_config_dir(str(ROOT / "experiments/conf"), version_base="1.3"):
         config = compose(name, overrides=list(overrides))
     return OmegaConf.to_container(config, resolve=True)
 
 
+def compose_config(*overrides: str, name: str = "config") -> dict:
+    """Compose the configuration of a single run as `ablate.py` would, as a plain dictionary; name: of the command."""
+    return copy.deepcopy(_composed(name, overrides))
+
+
 def tiny_config(folder: Path, *overrides: str) -> dict:
     """Compose a run of seconds that writes below `folder`."""
-    return compose_config(*TINY, f"results_dir={folder}/results", f"output_dir={folder}/outputs", *overrides)
+    config = compose_config(*TINY, *overrides)
+    given = {text.partition("=")[0] for text in overrides}
+    folders = {"results_dir": f"{folder}/results", "output_dir": f"{folder}/outputs"}
+    return config | {name: path for name, path in folders.items() if name not in given}
 
 
 class Preloaded:
-    """The process whose forks are the commands (preloaded.py); started with the first of them, ended with the tests."""
+    """The process whose forks are the commands (preloaded.py). It imports what they need with the first of them.
+
+    Started by pytest, or by pytest-xdist for all of its workers: `address` is how they know of it.
+    """
 
     def __init__(self):
         self.folder = Path(tempfile.mkdtemp())
-        self.process = subprocess.Popen([sys.executable, str(ROOT / "tests/preloaded.py"), str(self.folder / "socket")])
-        atexit.register(self.end)
-        while not (self.folder / "socket").exists():
-            assert self.process.poll() is None, "tests/preloaded.py ended"
-            time.sleep(0.05)
+        self.address = str(self.folder / "socket")
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(self.address)
+            listening.listen(64)
+            number = listening.fileno()
+            start = [sys.executable, str(ROOT / "tests/preloaded.py"), str(number)]
+            self.process = subprocess.Popen(start, pass_fds=[number])
 
     def end(self) -> None:
         self.process.kill()
         self.process.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def run(self, arguments: list[str], cwd: str, env: dict[str, str]) -> subprocess.CompletedProcess:
-        with tempfile.TemporaryDirectory(dir=self.folder) as folder:
-            out, err = Path(folder, "out"), Path(folder, "err")
-            request = {"arguments": arguments, "cwd": cwd, "env": env, "stdout": str(out), "stderr": str(err)}
-            with socket.socket(socket.AF_UNIX) as connection:
-                connection.settimeout(LIMIT)
-                connection.connect(str(self.folder / "socket"))
-                connection.sendall(json.dumps(request).encode() + b"\n")
-                answer = connection.makefile().readline()
-            return subprocess.CompletedProcess(arguments, int(answer), out.read_text(), err.read_text())
+
+def pytest_configure(config: pytest.Config) -> None:
+    if SOCKET not in os.environ and sys.platform == "linux":
+        started = Preloaded()
+        os.environ[SOCKET] = started.address
+        config.add_cleanup(started.end)
+        config.add_cleanup(lambda: os.environ.pop(SOCKET))
+    if not hasattr(config, "workerinput") and config.getoption("numprocesses", None):
+        return  # pytest-xdist's own process
+    from repmlp.runs.launch import register_settings
+
+    register_settings()
 
 
-@functools.cache
-def preloaded() -> Preloaded:
-    return Preloaded()
+class Forked:
+    """A script in a fork of `Preloaded`'s process, which goes on beside the test.
+
+    pid: number of its process.
+    """
+
+    def __init__(self, arguments: list[str], cwd: str, env: dict[str, str]):
+        address = Path(os.environ[SOCKET])
+        self.arguments, self.folder = arguments, tempfile.mkdtemp(dir=address.parent)
+        self.out, self.err = Path(self.folder, "out"), Path(self.folder, "err")
+        request = {"arguments": arguments, "cwd": cwd, "env": env, "stdout": str(self.out), "stderr": str(self.err)}
+        self.connection = socket.socket(socket.AF_UNIX)
+        self.connection.settimeout(LIMIT)
+        self.connection.connect(str(address))
+        self.connection.sendall(json.dumps(request).encode() + b"\n")
+        self.answer = self.connection.makefile()
+        self.pid = int(self.answer.readline())
+
+    def has_ended(self) -> bool:
+        try:
+            os.kill(self.pid, 0)  # sends nothing
+        except ProcessLookupError:
+            return True
+        return False
+
+    def wait(self) -> subprocess.CompletedProcess:
+        """Return how it ended and what it said; once."""
+        with self.connection, self.answer:
+            status = int(self.answer.readline())
+        done = subprocess.CompletedProcess(self.arguments, status, self.out.read_text(), self.err.read_text())
+        shutil.rmtree(self.folder)
+        return done
+
+
+def environment_of_commands() -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if k not in ("REPMLP_DATA", "REPMLP_LAUNCH", SOCKET)}
+
+
+def start(*arguments: str) -> Forked:
+    """Start a script of the project, as `command` does, and go on (Linux alone)."""
+    if sys.platform != "linux":
+        pytest.skip("commands are forked on Linux alone")
+    return Forked([str(ROOT / arguments[0]), *arguments[1:]], "/", environment_of_commands())
 
 
 def command(*arguments: str, check: bool = False, fresh: bool = False, **kwargs) -> subprocess.CompletedProcess:
@@ -137,12 +199,9 @@ def command(*arguments: str, check: bool = False, fresh: bool = False, **kwargs)
     fresh: in a Python that has imported nothing yet, as a user's has; slow. Without it, the script runs in a fork of
     a process that has imported torch and the others.
     """
-    environment = {k: v for k, v in os.environ.items() if k not in ("REPMLP_DATA", "REPMLP_LAUNCH")}
-    environment |= kwargs.pop("env", {})
+    environment = environment_of_commands() | kwargs.pop("env", {})
     script, cwd = str(ROOT / arguments[0]), str(kwargs.pop("cwd", "/"))
     read_at_start = {name for name in environment if name.startswith(("OMP_", "PYTHON", "LD_"))}
-    # these start processes themselves, which wants a Python that is no fork
-    fresh |= any(word in text for text in arguments for word in ("launcher=", "devices=2"))
     if fresh or kwargs or sys.platform != "linux" or any(environment[n] != os.environ.get(n) for n in read_at_start):
         return subprocess.run(
             [sys.executable, script, *arguments[1:]],
@@ -154,7 +213,7 @@ def command(*arguments: str, check: bool = False, fresh: bool = False, **kwargs)
             timeout=LIMIT,
             **kwargs,
         )
-    done = preloaded().run([script, *arguments[1:]], cwd, environment)
+    done = Forked([script, *arguments[1:]], cwd, environment).wait()
     if check:
         done.check_returncode()
     return done

@@ -2,48 +2,66 @@
 
 Importing torch, Lightning and the others takes a command 5 to 15 seconds, the tests start hundreds of them. A fork of a
 process that has them begins at once and is otherwise a process of its own: its own working folder, environment, signals
-and exit status. What only a fresh start can show (imports that are missing, variables that are read while torch is
-imported) is tested with `command(..., fresh=True)`.
+and exit status. They are imported with the first command: many runs of the tests have none. What only a fresh start can
+show (imports that are missing, variables that are read while torch is imported) is tested with
+`command(..., fresh=True)`.
 
-    python tests/preloaded.py SOCKET
+    python tests/preloaded.py NUMBER        # of the file, open already, that is the socket on which to listen
 
-A request is one line of JSON: arguments, cwd, env, stdout, stderr (names of files). The answer is the exit status.
+A request is one line of JSON: arguments, cwd, env, stdout, stderr (names of files). The answer is two lines: the
+number of the process, and when it has ended the exit status.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
+import gc
 import importlib
 import json
 import os
 import runpy
 import signal
+import socket
 import socketserver
 import sys
+import threading
 import traceback
 
 MODULES = (
     "hydra",
     "lightning",
     "matplotlib.pyplot",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
     "pandas",
     "repmlp",
     "repmlp.data",
     "repmlp.runs.launch",
     "timm",
     "torch",
+    "torch.onnx._internal.exporter._torchlib.ops",  # which onnxscript compiles while it is imported
     "torch.utils.tensorboard",
     "torchmetrics",
     "torchvision",
 )
 
 
+@functools.cache
 def preload() -> None:
-    """Import what the commands import; what is not installed is left out."""
+    """Import what the commands import, what is not installed is left out; let Hydra find its plugins, parse a word."""
     for name in MODULES:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+    with contextlib.suppress(ImportError):
+        from hydra.core.override_parser.overrides_parser import OverridesParser
+        from hydra.core.plugins import Plugins
+
+        Plugins.instance()
+        OverridesParser.create().parse_overrides(["a=[1,b]", "+c=2", "~d"])
+    gc.freeze()  # a fork need not look through what it will never throw away
 
 
 def run(request: dict) -> None:
@@ -69,6 +87,8 @@ def run(request: dict) -> None:
         traceback.print_exc()
         status = 1
     with contextlib.suppress(Exception):
+        threading._shutdown()  # as Python ends: first the threads, to which joblib's workers belong
+    with contextlib.suppress(Exception):
         atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
@@ -89,6 +109,7 @@ class Handler(socketserver.StreamRequestHandler):
             signal.signal(signal.SIGINT, signal.default_int_handler)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             run(request)
+        self.wfile.write(f"{child}\n".encode())
         self.wfile.write(f"{os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}\n".encode())
 
 
@@ -97,6 +118,10 @@ class Server(socketserver.ForkingMixIn, socketserver.UnixStreamServer):
 
     parent = os.getppid()
 
+    def process_request(self, request, client_address) -> None:
+        preload()
+        super().process_request(request, client_address)
+
     def service_actions(self) -> None:
         super().service_actions()
         if os.getppid() != self.parent:
@@ -104,6 +129,7 @@ class Server(socketserver.ForkingMixIn, socketserver.UnixStreamServer):
 
 
 if __name__ == "__main__":
-    preload()
-    with Server(sys.argv[1], Handler) as server:
+    with Server("", Handler, bind_and_activate=False) as server:
+        server.socket.close()
+        server.socket = socket.socket(fileno=int(sys.argv[1]))
         server.serve_forever(poll_interval=0.2)

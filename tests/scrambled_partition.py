@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from repmlp import RepMLPBlock, load_model
-from repmlp.layers import cut_into_tiles, join_tiles
+from repmlp.maps import cut_into_tiles, join_tiles
 
 ROOT = Path(__file__).resolve().parents[1]
 

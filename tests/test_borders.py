@@ -393,13 +393,13 @@ def test_where_results_go(checkpoint, tmp_path):
         (["checkpoint=nowhere.safetensors"], "/nowhere.safetensors"),
         (["step=24"], "step=24: tile=32 has to be a multiple of it; use one of 2, 4, 8, 16$"),
         (["step=32"], "step=32: tile=32 has to be a multiple of it"),
-        (["step=0"], "step=0: use a whole number, 1 or more"),
-        (["margin=8.5"], r"margin=8\.5: use a whole number, 0 or more"),
+        (["step=0"], "step=0: use a whole number, at least 1"),
+        (["margin=8.5"], r"margin=8\.5: use a whole number"),
         (["margin=64"], "112 pixels high and 144 wide are too small for tile=32, step=16 and margin=64"),
         (["bin=3"], "bin=3: with tile=32 and step=16 use one of 1, 2, 4, 8$"),
         (["step=8", "bin=8"], "bin=8: with tile=32 and step=8 use one of 1, 2, 4$"),
         (["tile=64"], "tile=64: the network's own tiles are 32 pixels wide; leave tile=null"),
-        (["n_images=0"], "n_images=0: use a whole number, 1 or more"),
+        (["n_images=0"], "n_images=0: use a whole number, at least 1"),
         (["device=gpu"], "device='gpu': use cpu, cuda or auto"),
         (["data=patterns"], "unknown data set 'patterns': use one of camvid, cityscapes"),
         (["data=cityscapes", "data.root=nowhere"], r"no folder nowhere.leftImg8bit.val: pass data\.root=FOLDER"),
@@ -430,7 +430,8 @@ def test_mistakes_with_another_network(control, camvid, tmp_path):
     save_model(classifier, build_model(model, 5), model)
     done = command("experiments/borders.py", f"checkpoint={classifier}", *base)
     assert done.returncode == 1
-    assert done.stderr == f"error: {classifier} is a RepMLPNet, no segmentation network: train one with segment.py\n"
+    words = "borders of tiles are measured of a UperNet alone; train one with experiments/segment.py"
+    assert done.stderr == f"error: {classifier} is a RepMLPNet: {words}\n"
 
 
 def test_too_many_counts_for_a_small_file(checkpoint, camvid, monkeypatch):

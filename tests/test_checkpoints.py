@@ -11,8 +11,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from repmlp import RepMLPNet, build_model
-from repmlp.checkpoints import config_of, convert, load, load_backbone, read, to_official
+from repmlp.backbones import load_backbone
+from repmlp.checkpoints import config_of, convert, load, to_official
 from repmlp.models.mixers import build_resmlp
+from repmlp.reading import read
 
 # The names that other projects give to the layers
 OFFICIAL = {

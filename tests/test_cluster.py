@@ -7,8 +7,8 @@ import time
 
 import pytest
 import torch
-from conftest import TINY, command, tiny_config
-from test_run import assert_same_result, record_of, run_folder, start
+from conftest import TINY, command, start, tiny_config
+from test_run import assert_same_result, record_of, run_folder
 
 from repmlp.runs.run import execute
 
@@ -33,15 +33,15 @@ def overrides(config: dict, *launcher: str) -> list[str]:
 
 def interrupt(config: dict, how: signal.Signals, *launcher: str) -> tuple[int, str]:
     """Do a sweep of one run and send the run a signal after its first epoch; returns exit status and what was told."""
-    process = start(overrides(config, *launcher), run_folder(config).parents[2])
+    process = start("experiments/ablate.py", *overrides(config, *launcher))
     deadline = time.time() + 300
     while not (run_folder(config) / "last.ckpt").exists():
-        assert process.poll() is None, process.stdout.read()
+        assert not process.has_ended(), process.wait()
         assert time.time() < deadline, "no checkpoint in five minutes"
         time.sleep(0.05)
     os.kill(json.loads((run_folder(config) / "owner.json").read_text())["pid"], how)
-    told = process.communicate(timeout=300)[0]
-    return process.returncode, told
+    ended = process.wait()
+    return ended.returncode, ended.stdout + ended.stderr
 
 
 def logs(config: dict) -> str:

@@ -14,7 +14,7 @@ from torchvision.datasets import CIFAR100
 from repmlp.data import build_data
 from repmlp.data.base import split_per_class
 from repmlp.data.cifar100 import CIFAR100Data
-from repmlp.data.patterns import PatternsData, arrangements, generate, textures
+from repmlp.data.patterns import PatternsData, arrangements, generate, moved_round, textures
 from repmlp.data.resident import Augmentation, ImageSet, ResidentLoader, augment
 
 REAL = os.environ.get("REPMLP_DATA")
@@ -258,6 +258,66 @@ def test_each_half_of_a_pattern_needs_its_own_kind_of_layer():
     assert accuracy(local_statistics, arrangement) < 0.2, "local statistics do not tell arrangements apart"
     assert accuracy(cell_energy, arrangement) > 0.9, "a global view does"
     assert accuracy(cell_energy, texture) < 0.2
+
+
+def test_shifted_patterns_are_the_same_but_for_where_the_arrangement_is():
+    aligned, shifted = (generate(1000, 0, "train", shift) for shift in (0, 16))
+    assert torch.equal(aligned.labels, shifted.labels) and not torch.equal(aligned.images, shifted.images)
+    assert torch.equal(arrangements(0), arrangements(0, shifted=True))
+    assert nearest_mean_accuracy(
+        cell_energy(aligned.images), aligned.labels % 10, cell_energy(aligned.images), aligned.labels % 10
+    ) > 0.9  # fmt: skip
+    test = generate(500, 0, "test", 16)
+    found = nearest_mean_accuracy(
+        cell_energy(shifted.images), shifted.labels % 10, cell_energy(test.images), test.labels % 10
+    )
+    assert found < 0.2, "position tells nothing"
+
+
+def test_maps_are_moved_round_their_edges():
+    maps, offsets = torch.arange(24.0).view(2, 3, 4), torch.tensor([[1, -1], [0, 6]])
+    expected = torch.stack([m.roll(tuple(o.tolist()), (0, 1)) for m, o in zip(maps, offsets, strict=True)])
+    assert torch.equal(moved_round(maps, offsets), expected)
+
+
+def test_no_arrangement_is_another_one_moved():
+    for seed in (0, 37, 63):
+        masks = arrangements(seed, shifted=True)
+        for i, mask in enumerate(masks):
+            moved = [mask.roll((8 * y, 8 * x), (0, 1)) for y in range(4) for x in range(4)]
+            assert not any(torch.equal(m, other) for m in moved for other in masks[i + 1 :])
+        same = torch.equal(arrangements(seed), masks)
+        assert same == (seed == 0), "in 37 and 63 the rule has been at work"
+
+
+@pytest.mark.parametrize(("answer", "whole"), [("texture", lambda y: y // 10), ("arrangement", lambda y: y % 10)])
+def test_a_half_of_the_label_can_be_asked_for(answer, whole):
+    both, half = (PatternsData(n_train=200, n_test=100, answer=a) for a in ("both", answer))
+    both.setup()
+    half.setup()
+    assert half.info.num_classes == 10 and not half.info.parts and both.info.num_classes == 100
+    assert torch.bincount(half.train_set.labels).tolist() == [20] * 10
+    at = {
+        image.numpy().tobytes(): int(y) for image, y in zip(both.train_set.images, both.train_set.labels, strict=True)
+    }
+    assert all(
+        int(whole(at[image.numpy().tobytes()])) == int(y)
+        for image, y in zip(half.train_set.images, half.train_set.labels, strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"shift": 17}, r"data\.shift=17: use at most 16 pixels"),
+        ({"shift": -1}, r"data\.shift=-1"),
+        ({"shift": 1.5}, r"data\.shift=1\.5"),
+        ({"answer": "colour"}, r"data\.answer='colour': use both, texture or arrangement"),
+    ],
+)
+def test_shifts_and_answers_that_cannot_be(settings, message):
+    with pytest.raises(ValueError, match=message):
+        build_data({"name": "patterns", **settings}, 1, 0)
 
 
 def test_textures_and_masks_are_as_described():

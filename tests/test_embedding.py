@@ -10,7 +10,8 @@ from conftest import randomise_norms
 from timm.models import group_parameters
 
 from repmlp import RepMLPNet, deploy, load_model, resize, save_model
-from repmlp.checkpoints import config_of, convert, load, load_backbone, to_official
+from repmlp.backbones import load_backbone
+from repmlp.checkpoints import config_of, convert, load, to_official
 from repmlp.cost import count_macs, count_params
 from repmlp.models.repmlpnet import ConvBNReLU, OverlappingEmbedding
 
@@ -108,8 +109,8 @@ def test_tiles_communicate(k, changed):
 def test_registered_variants_take_it(name):
     side = int(name[-3:])
     with torch.device("meta"):
-        model = timm.create_model(name, embed_kernel=3, features_only=True)
-        plain = timm.create_model(name, features_only=True)
+        model = timm.create_model(name, embed_kernel=3, features_only=True).eval()
+        plain = timm.create_model(name, features_only=True).eval()
         x = torch.empty(1, 3, side, 2 * side)
     assert all(t.is_meta for t in (*model.parameters(), *model.buffers()))
     assert model.feature_info.channels() == plain.feature_info.channels()

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageColor
 
-from repmlp import InjectedLinear, SetSharingFC
+from repmlp import InjectedLinear, SetSharingFC, kernels
 from repmlp.checkpoints import Checkpoint, save_model, to_official
 from repmlp.locality import kernel_map, locality_profile, network_profiles
 from repmlp.models.build import build_model
@@ -29,7 +29,6 @@ sys.path.insert(0, str(ROOT / "analysis"))
 codes = importlib.import_module("explorer.codes")
 collect = importlib.import_module("explorer.collect")
 explore_kernels = importlib.import_module("explore_kernels")
-kernels = importlib.import_module("plots.kernels")
 
 CONFIG = {
     "name": "mixed", "arch": "repmlpnet", "img_size": 32, "stem_stride": 2, "channels": [8, 16], "blocks": [1, 2],
@@ -143,7 +142,7 @@ def test_kernels_are_what_the_layer_computes(kind):
 @pytest.mark.parametrize("kind", LAYERS)
 def test_taps_are_those_of_every_branch(kind):
     layer = LAYERS[kind]()
-    taps = collect.Taps.of(layer)
+    taps = kernels.Taps.of(layer)
     ends = taps.counts.cumsum()
     for p, end in enumerate(ends):
         seen = set(taps.cells[end - taps.counts[p] : end].tolist())
@@ -180,20 +179,20 @@ def test_a_described_layer_holds_every_weight(net):
 def test_names_of_layers():
     names = ["stages.2.9.block.channel_perceptron", "blocks.3.linear_tokens", "trunk.mix", "layer3.1.repmlp.mix"]
     titles = ["stage 3, block 10", "block 4", "trunk.mix", "stage 3, block 2"]
-    assert [collect.layer_title(name) for name in names] == titles
+    assert [kernels.layer_title(name) for name in names] == titles
     assert collect.default_layer([*names[1:3], names[0]]) == names[0]
     assert collect.default_layer(["a", "b", "c", "d"]) == "b"
 
 
 def large_net(variant: str) -> dict:
     with torch.device("meta"):
-        return collect.spatial_layers(build_model({"arch": "timm", "variant": variant, "kernels": [1, 3]}, 10))
+        return kernels.spatial_layers(build_model({"arch": "timm", "variant": variant, "kernels": [1, 3]}, 10))
 
 
 def test_the_cifar_net_fits_and_of_a_large_net_the_papers_block_is_chosen():
     config = {"arch": "repmlpnet", "channels": [128, 256], "blocks": [6, 6], "share_sets": [8, 32], "stem_stride": 2}
     with torch.device("meta"):
-        layers = collect.spatial_layers(build_model({**config, "img_size": 32, "kernels": [1, 3]}, 100))
+        layers = kernels.spatial_layers(build_model({**config, "img_size": 32, "kernels": [1, 3]}, 100))
     assert collect.choose_layers(layers, None) == list(layers) and len(layers) == 12
     large = large_net("repmlpnet_d256")
     assert collect.choose_layers(large, None) == ["stages.2.9.block.channel_perceptron"]

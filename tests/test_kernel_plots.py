@@ -2,15 +2,14 @@
 
 import json
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
 from conftest import randomise_norms
-from plot_kernels import data_words, find_checkpoint
-from plots import kernels
+from plot_kernels import find_checkpoint, trained_on
 
-from repmlp import SetSharingFC
+from repmlp import SetSharingFC, kernels
+from repmlp.heatmap import heatmap
 from repmlp.repmlp_block import PartitionPerceptron
 from repmlp.runs.record import MEASURED, REQUIRED, record_path, write_json
 
@@ -52,17 +51,14 @@ def test_what_is_not_there_is_named():
             kernels.view(layer, share_set, channels, point)
 
 
-def test_marks_of_the_branches_stand_on_the_merged_panel_alone(tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(kernels, "save", lambda figure, stem, pdf=False: drawn.append(figure) or [])
-    kernels.draw(DENSE, kernels.view(DENSE, 0, (0, 0), (2, 3)), (2, 3), "a net", "block 1", tmp_path / "x")
-    before, after = drawn[0].axes[:2]
+def test_marks_of_the_branches_stand_on_the_merged_panel_alone():
+    figure = heatmap(DENSE, kernels.view(DENSE, 0, (0, 0), (2, 3)), (2, 3), "a net", "block 1")
+    before, after = figure.axes[:2]
     assert not before.collections and not before.patches and len(after.collections) == 1
     assert before.images[0].get_clim() == after.images[0].get_clim()
     colours = [before.images[0].cmap(value)[0] for value in (0.0, 1.0)]
     assert colours[1] < colours[0], "darker is larger"
     assert np.ravel(before.lines[0].get_data()).tolist() == np.ravel(after.lines[0].get_data()).tolist() == [3, 2]
-    plt.close(drawn[0])
 
 
 def test_networks_and_data_are_named_as_people_do(tmp_path):
@@ -71,9 +67,9 @@ def test_networks_and_data_are_named_as_people_do(tmp_path):
     path = record_path(tmp_path, "s", "k")
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps({"data": "cifar100"}))
-    assert data_words({"study": "s", "key": "k", "num_classes": "100"}, tmp_path) == "CIFAR-100"
-    assert data_words({"study": "s", "key": "gone", "num_classes": "100"}, tmp_path) == "100 classes"
-    assert data_words({}, tmp_path) == ""
+    assert trained_on({"study": "s", "key": "k", "num_classes": "100"}, tmp_path) == "CIFAR-100"
+    assert trained_on({"study": "s", "key": "gone", "num_classes": "100"}, tmp_path) == "100 classes"
+    assert trained_on({}, tmp_path) == ""
 
 
 def test_a_study_shows_the_branch_rather_than_its_control(tmp_path):

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from repmlp import RepMLPBlock, SetSharingFC
 from repmlp.branches import WAYS, parse
-from repmlp.layers import GlobalPerceptron, LocalPerceptron, batch_norm_stats, branches_by
+from repmlp.layers import GlobalPerceptron
+from repmlp.local_perceptron import LocalPerceptron, branches_by
+from repmlp.parameters import batch_norm_stats
 
 shapes = st.fixed_dictionaries(
     {

@@ -2,17 +2,17 @@
 
 import json
 import platform
-import subprocess
-import sys
 
 import pytest
 import torch
+from conftest import command
 
 from repmlp.training.memory import freed_memory_kept
 
-# In a process of its own: in an old heap, holes that were never touched before are used again
+# In a process of its own, which has imported what a run has and computed nothing: in an old heap, holes that were never
+# touched before are used again
 MEASURE = """
-import json, pathlib, resource, lightning, timm, torch  # as a run has them: a bare heap has other holes
+import json, pathlib, resource, lightning, timm, torch
 from repmlp.training.memory import freed_memory_kept
 
 def page_faults():
@@ -42,8 +42,9 @@ print(json.dumps(found))
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
-def test_freed_memory_is_kept_and_given_back():
-    found = json.loads(subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, check=True).stdout)
+def test_freed_memory_is_kept_and_given_back(tmp_path):
+    (tmp_path / "measure.py").write_text(MEASURE)
+    found = json.loads(command(str(tmp_path / "measure.py"), check=True).stdout)
     assert found["faults within"] < 50 < found["faults after"], found  # huge pages, where there are any, are few
     assert found["MiB within"] > 100 > 10 > found["MiB after"], found
     assert found["MiB after an error"] < 10, found

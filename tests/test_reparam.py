@@ -9,8 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from repmlp.reparam import BatchNormStats, Branch, conv_to_fc, fuse_bn, merge_branches
 
-settings.register_profile("repmlp", deadline=None, max_examples=40, derandomize=True)
-settings.load_profile("repmlp")
+some_shapes = settings(max_examples=40, derandomize=True)
 
 geometry = st.fixed_dictionaries(
     {
@@ -86,6 +85,7 @@ def draw(g: dict) -> tuple[torch.Tensor, torch.Tensor, dict]:
     )
 
 
+@some_shapes
 @given(geometry)
 def test_conv_to_fc_equals_convolution(g):
     x, kernel, place = draw(g)
@@ -94,6 +94,7 @@ def test_conv_to_fc_equals_convolution(g):
     assert relative(apply_fc(x, weight), expected) < 1e-12
 
 
+@some_shapes
 @given(geometry)
 def test_conv_to_fc_equals_convolved_identity(g):
     """Paper's Eq. 12, literally: the columns are the images of the unit maps; the same bits."""
@@ -106,6 +107,7 @@ def test_conv_to_fc_equals_convolved_identity(g):
         assert torch.equal(weight[group], columns.flatten(1).T)
 
 
+@some_shapes
 @given(geometry, st.booleans(), st.booleans())
 def test_merge_branches_equals_the_sum_of_parts(g, with_bias, with_norm):
     x, kernel, place = draw(g)

@@ -20,10 +20,13 @@ from PIL import Image
 from safetensors.torch import save_file
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from repmlp.checkpoints import load_model, read, save_model, start_backbone
+import repmlp
+from repmlp.backbones import start_backbone
+from repmlp.checkpoints import load_model, save_model
 from repmlp.cost import count_macs
 from repmlp.models.build import build_model, merged_copy
 from repmlp.models.pspnet import PSPNet, build_pspnet
+from repmlp.reading import read
 from repmlp.repmlp_block import RepMLP
 from repmlp.runs import run as runs
 from repmlp.runs.key import run_key
@@ -329,7 +332,7 @@ def test_evaluation_measures_what_the_record_says(trained, finished, camvid, tmp
     for name in ("miou_pct", "miou_merged_pct", "class_iou_pct", "merge_disagreements", "eval_pixels"):
         assert results[name] == pytest.approx(record[name]), name
     assert results["window"] == [32, 64] and results["merge_error"] < 1e-5
-    table = evaluate.mask_table(results)
+    table = masks.mask_table(results)
     assert (
         f"| merged, float32     | {record['miou_merged_pct']:.2f} " in table and "in windows of 32x64 pixels" in table
     )
@@ -387,3 +390,34 @@ def test_a_network_of_one_size_sees_windows_of_it():
     assert masks.window_of(TrainedOn(window=(64, 64)), net) == [64, 64]
     free = build_pspnet("repmlp_res50_224", (32, 64), (1, 3), arguments={**repmlp, "global_perceptron": False})
     assert masks.window_of(TrainedOn(), free) is None
+
+
+@pytest.mark.parametrize("overrides", [
+    ["data=patterns", "model=timm", "model.variant=resmlp_12_patch4_32", "model.img_size=32", "model.kernels=[1,3]",
+     "model.arguments={num_blocks: 1, embed_dim: 16}"],
+    ["data=patterns", "model=repmlp_pure_tiny"],
+    ["data=patterns", "model=repmlpnet_tiny"],
+    ["data=camvid"],
+    ["data=camvid", "pspnet"],
+])  # fmt: skip
+def test_a_runs_checkpoint_is_loaded_whatever_its_network(overrides, camvid, tmp_path, monkeypatch):
+    if overrides == ["data=camvid", "pspnet"]:
+        config = pspnet(tmp_path, camvid, "pspnet_slim_repmlp")
+    elif overrides == ["data=camvid"]:
+        config = tiny(tmp_path, camvid)
+    else:
+        config = tiny_config(tmp_path, *overrides)
+
+    def stop(self, trainer, module, batch, number):
+        if trainer.current_epoch == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(History, "on_train_batch_start", stop)
+    with pytest.raises(KeyboardInterrupt):
+        execute(config)
+    (file,) = tmp_path.rglob("last.ckpt")
+    weights = torch.load(file, weights_only=True)["state_dict"]
+    net = repmlp.load(file)
+    own = net.state_dict()
+    assert own and all(torch.equal(tensor, weights[f"net.{name}"]) for name, tensor in own.items())
+    assert not net.training and len(own) == sum(name.startswith("net.") for name in weights)

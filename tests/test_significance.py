@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from significance import _equivalent, analyse, contrasts_note, contrasts_table, pairs_of
 
-from repmlp.runs.contrasts import Contrast, named_by, parse
+from repmlp.runs.contrasts import Contrast, named_by, parse, shown
 
 NONE = Contrast("model.kernels", [], [3])
 BOTH = Contrast("model.kernels", [], [1, 3])
@@ -163,3 +163,10 @@ def test_a_contrast_may_start_from_a_default():
     for start, words in ((0.0, "recipe.mixup: 0.8 - 0"), (0.2, None)):
         pairs = pairs_of(records, [Contrast("recipe.mixup", start, 0.8)])
         assert [str(pair.contrast) for pair in pairs] == ([words] if words else [])
+
+
+def test_values_are_written_as_what_they_are():
+    values = [0, 1, False, True, None, 0.5, 2.0, [4, 16], "head"]
+    written = [shown("data.shift", value) for value in values]
+    assert written == ["0", "1", "no", "yes", "none", "0.5", "2", "4,16", "head"]
+    assert shown("model.kernels", [1, 3]) == "1x1+3x3"

@@ -20,6 +20,7 @@ curves = importlib.import_module("plots.curves")
 paper = importlib.import_module("paper_tables.segmentation")
 classified = importlib.import_module("paper_tables.classification")
 studies = importlib.import_module("study_tables.segmentation")
+older = importlib.import_module("paper_tables.older")
 records_of = importlib.import_module("records")
 plot_curves = importlib.import_module("plot_curves")
 
@@ -276,6 +277,7 @@ def test_without_smp_all_other_tables_are_made(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", None)
     for name in ("variants_table", "imagenet_table", "ablation_table"):  # seconds of counting
         monkeypatch.setattr(classified, name, lambda *arguments: pd.DataFrame({"model": ["any"]}))
+    monkeypatch.setattr(older, "tables", lambda results: {})
     make_tables.main(["--results", str(tmp_path)])
     shown = capsys.readouterr()
     (line,) = [line for line in shown.err.splitlines() if "Table 6" in line]

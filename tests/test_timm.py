@@ -123,7 +123,7 @@ def test_checkpointing_changes_nothing(built):
 
     A unit is computed twice, which the convolutions in it show.
     """
-    x = images(4)
+    x = images(2)
     found, calls = {}, {}
     for checkpointing in (False, True):
         net = copy.deepcopy(built).train()

@@ -113,7 +113,7 @@ class OneStep(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def written(folder, monkeypatch, seconds: float, every: int | None = None) -> list[int]:
+def written(folder, monkeypatch, seconds: float, every: int | None = None, deadline: float | None = None) -> list[int]:
     """Train for 12 epochs of a second each, a checkpoint taking `seconds`; returns the epochs of the checkpoints."""
     epochs, clock, save = [], [0.0], L.Trainer.save_checkpoint
 
@@ -127,8 +127,9 @@ def written(folder, monkeypatch, seconds: float, every: int | None = None) -> li
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
     with monkeypatch.context() as patch:
         patch.setattr(L.Trainer, "save_checkpoint", slow)
-        patch.setattr(callbacks.time, "perf_counter", lambda: clock[0])
-        trainer = L.Trainer(max_epochs=12, callbacks=[second, Checkpoints(folder, every)], **quiet)
+        for name in ("perf_counter", "time"):
+            patch.setattr(callbacks.time, name, lambda: clock[0])
+        trainer = L.Trainer(max_epochs=12, callbacks=[second, Checkpoints(folder, every, deadline)], **quiet)
         trainer.fit(OneStep(), DataLoader(TensorDataset(torch.ones(2, 1))))
     assert [path.name for path in folder.iterdir()] == ["last.ckpt"]
     return epochs
@@ -140,4 +141,6 @@ def test_checkpoints_fit_the_run(tmp_path, monkeypatch):
     assert written(tmp_path / "b", monkeypatch, 0.07) == [0, 4, 8, 11]
     assert written(tmp_path / "c", monkeypatch, 9.0) == [0, 11]
     assert written(tmp_path / "d", monkeypatch, 9.0, every=5) == [4, 9]
+    # when the time of a sweep is over, nothing is lost
+    assert written(tmp_path / "e", monkeypatch, 3.0, deadline=8.5) == [0, 5, 6, 7, 8, 9, 10, 11]
     assert Trainer().checkpoint_every is None

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,13 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from explorer import codes
-from repmlp import InjectedLinear, SetSharingFC
 from repmlp.branches import parse_all
-from repmlp.locality import network_profiles, uniform_profile
-from repmlp.models.build import SPATIAL_LAYERS
+from repmlp.kernels import Taps, layer_title, pair_matrix, place_of
+from repmlp.locality import Layer, network_profiles, uniform_profile
 from repmlp.repmlp_block import PartitionPerceptron
 
-Layer = SetSharingFC | InjectedLinear | PartitionPerceptron
 MAX_BYTES = 20_000_000  # of a page; beyond that browsers take long to open it
 PAGE_BYTES = 2_000_000  # of the page without weights: Bokeh, in the main
 PAIRS = 4  # of a group-wise FC: so many output channels, and of each so many input channels
@@ -34,45 +30,10 @@ class KernelSet(NamedTuple):
     merged: Tensor
 
 
-@dataclass(frozen=True)
-class Taps:
-    """Which input cells the branches see from every output point: those of point p are the next counts[p] of cells."""
-
-    counts: np.ndarray  # (h*w,)
-    cells: np.ndarray  # (sum of counts,), cell y*w + x
-
-    @classmethod
-    def of(cls, layer: Layer) -> Taps:
-        """Find them by merging branches of ones into an FC of zeros, which leaves nothing but taps."""
-        probe = copy.deepcopy(layer).double().eval()
-        with torch.no_grad():
-            probe.weight.zero_()
-            if probe.local_perceptron is not None:
-                for conv, norm in zip(
-                    probe.local_perceptron.convs.values(), probe.local_perceptron.norms.values(), strict=True
-                ):
-                    conv.weight.fill_(1)
-                    norm.reset_running_stats()
-                    norm.weight.fill_(1)
-            # one matrix will do: every share-set, or pair of channels, has the same taps
-            positions = layer.size[0] * layer.size[1]
-            seen = probe.merged()[0][0, :positions, :positions].numpy() != 0
-        return cls(seen.sum(1), np.nonzero(seen)[1])
-
-
-def spatial_layers(model: nn.Module) -> dict[str, Layer]:
-    """Return the layers over a map in order, by name; ValueError where there are none."""
-    kinds = (*SPATIAL_LAYERS, PartitionPerceptron)
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, kinds)}
-    if not layers:
-        raise ValueError("the network has no fully-connected layers over a map: nothing to explore")
-    return layers
-
-
 def default_layer(names: list[str]) -> str:
     """Return which layer a page opens with: block 10 of stage 3, the paper's, where there is one, else the middle
     one; of two middle ones the first, whose map is the larger."""
-    return next((name for name in names if _place(name) == (3, 10)), names[(len(names) - 1) // 2])
+    return next((name for name in names if place_of(name) == (3, 10)), names[(len(names) - 1) // 2])
 
 
 def choose_layers(layers: dict[str, Layer], wanted: str | None) -> list[str]:
@@ -119,17 +80,6 @@ def kernel_sets(layer: Layer) -> Iterator[KernelSet]:
         for number in range(min(PAIRS, layer.in_channels // layer.groups)):
             before, after = (pair_matrix(layer, weight, out, number) for weight in (fc, merged))
             yield KernelSet(f"output channel {out}, input channel {number} of its group", before, after - before, after)
-
-
-def pair_matrix(layer: PartitionPerceptron, weight: Tensor, out: int, number: int) -> Tensor:
-    """Return the matrix from map to map of a pair of channels of a group-wise FC, (h*w, h*w).
-
-    weight: (g, O/g*h*w, C/g*h*w). out: of all output channels. number: of the input channels of its group.
-    """
-    outputs, positions = layer.out_channels // layer.groups, layer.size[0] * layer.size[1]
-    group, channel = divmod(out, outputs)
-    # (g, O/g*h*w, C/g*h*w) -> (g, O/g, h*w, C/g, h*w)
-    return weight.view(layer.groups, outputs, positions, -1, positions)[group, channel, :, number]
 
 
 def describe_layer(name: str, layer: Layer, profile: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -191,24 +141,6 @@ def net_profile(profiles: list[dict[str, Any]]) -> dict[str, list[float]]:
 def profiles_by_name(model: nn.Module) -> dict[str, dict[str, Any]]:
     """Return `network_profiles` by the layer's name."""
     return {profile["layer"]: profile for profile in network_profiles(model)}
-
-
-def layer_title(name: str) -> str:
-    """Name a layer as people do: "stage 3, block 10" for stages.2.9.mix or layer3.9.mix, "block 4" for blocks.3.mix."""
-    place = _place(name)
-    if place is None:
-        return name
-    return f"stage {place[0]}, block {place[1]}" if len(place) == 2 else f"block {place[0]}"
-
-
-def _place(name: str) -> tuple[int, ...] | None:
-    """Return the stage and block of a module's name, or its block alone, counted from 1; None where it names none."""
-    if found := re.search(r"(?:^|\.)stages\.(\d+)\.(\d+)\.", name):
-        return int(found[1]) + 1, int(found[2]) + 1
-    if found := re.search(r"(?:^|\.)layer(\d+)\.(\d+)\.", name):  # torchvision's names: stages from 1, blocks from 0
-        return int(found[1]), int(found[2]) + 1
-    found = re.search(r"(?:^|\.)blocks\.(\d+)\.", name)
-    return (int(found[1]) + 1,) if found else None
 
 
 def _set_count(layer: Layer) -> int:

@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import timm
-import torch
 from table_parts import mean_std, read_paper
 
 from paper_tables.configurations import DATA_SETS, PRECISIONS, is_full_recipe
-from paper_tables.counts import counts, structure, timm_counts
-from repmlp.cost import count_macs, count_params, count_params_layers
-from repmlp.runs.key import branch_label, determining
+from paper_tables.counts import counts, structure, timm_counts, variant_counts
+from repmlp.branches import label as branch_label
+from repmlp.runs.key import determining
 
 NOTES = {
     "1": (
@@ -54,12 +52,12 @@ def variants_table(results: Path) -> pd.DataFrame:
     checks = json.loads(measured.read_text())["models"] if measured.exists() else {}
     rows = []
     for row in pd.read_csv(Path(__file__).with_name("paper_models.csv"), dtype=str).to_dict("records"):
-        with torch.device("meta"):
-            model, merged = (timm.create_model(row["model"], inference_mode=form) for form in (False, True))
         ours = structure(row["model"])
         if different := [name for name, value in ours.items() if value != row[name]]:
             raise ValueError(f"{row['model']} is not the paper's: {different[0]} is {ours[different[0]]}")
         size, check = int(row["input"]), checks.get(row["model"], {})
+        params, params_merged, macs = variant_counts(row["model"], size)
+        params_layers, macs_merged = timm_counts(row["model"], size)
         rows.append(
             {
                 "model": row["label"],
@@ -69,12 +67,12 @@ def variants_table(results: Path) -> pd.DataFrame:
                 "h=w": row["maps"],
                 "S": row["share_sets"],
                 "paper params M": row["params_printed"],
-                "train-time params": f"{count_params(model):,}",
-                "merged params": f"{count_params(merged):,}",
-                "merged, conv and linear": f"{count_params_layers(merged):,}",
+                "train-time params": f"{params:,}",
+                "merged params": f"{params_merged:,}",
+                "merged, conv and linear": f"{params_layers:,}",
                 "paper MACs G": row["macs_printed"],
-                "train-time MACs": f"{count_macs(model, size):,}",
-                "merged MACs": f"{count_macs(merged, size):,}",
+                "train-time MACs": f"{macs:,}",
+                "merged MACs": f"{macs_merged:,}",
                 **{
                     f"merge error {dtype}": f"{check[f'merge_error_{dtype}']:.1e}" if check else ""
                     for dtype in ("float32", "float64")

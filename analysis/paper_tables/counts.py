@@ -22,7 +22,7 @@ def counts(
     if share_sets:
         config |= {"share_sets": list(share_sets), "global_perceptron": gate}
     with torch.device("meta"):
-        model = build_model(config, classes)
+        model = build_model(config, classes).eval()
     return count_params(model), count_params_paper(model), count_macs(model, config["img_size"])
 
 
@@ -35,8 +35,16 @@ def timm_counts(name: str, img_size: int) -> tuple[int, int]:
     ours = name.startswith("repmlpnet")
     given = {"img_size": img_size} if timm.get_pretrained_cfg(name).fixed_input_size else {}
     with torch.device("meta"):
-        model = timm.create_model(name, **given, **({"inference_mode": True} if ours else {}))
+        model = timm.create_model(name, **given, **({"inference_mode": True} if ours else {})).eval()
     return count_params_layers(model) if ours else count_params(model), count_macs(model, img_size)
+
+
+@cache
+def variant_counts(name: str, img_size: int) -> tuple[int, int, int]:
+    """Count a variant of RepMLPNet: (params while training, params merged, MACs while training)."""
+    with torch.device("meta"):
+        model, merged = (timm.create_model(name, inference_mode=form).eval() for form in (False, True))
+    return count_params(model), count_params(merged), count_macs(model, img_size)
 
 
 @cache

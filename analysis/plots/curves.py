@@ -10,8 +10,9 @@ from figures import save, style_of
 from matplotlib.ticker import MaxNLocator
 from records import layers_of
 
+from repmlp.branches import label as branch_label
 from repmlp.locality import uniform_profile
-from repmlp.runs.key import branch_label, cell_key
+from repmlp.runs.key import cell_key
 
 # by task: the field of a curve, what it is, what the loss is, and the columns in which runs of one network may differ
 DRAWN = {

@@ -14,7 +14,8 @@ from records import differing_settings, error_of_difference, ordered, plain, sta
 from table_parts import listed
 
 from repmlp import branches
-from repmlp.runs.key import branch_label, cell_key
+from repmlp.branches import label as branch_label
+from repmlp.runs.key import cell_key
 
 RUNS = {"%": "the runs", "points": "the seeds"}  # what the hollow points of a panel are
 NOTE = (

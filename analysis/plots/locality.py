@@ -14,8 +14,9 @@ from matplotlib.ticker import MaxNLocator
 from records import layers_of
 
 from repmlp import branches
+from repmlp.branches import label as branch_label
 from repmlp.locality import locality_index
-from repmlp.runs.key import branch_label, cell_key, config_key, determining
+from repmlp.runs.key import cell_key, config_key, determining
 
 KINDS = {"injected": "merged kernel", "trained": "FC alone"}
 LEAST = 4  # points; of fewer a rank correlation says nothing

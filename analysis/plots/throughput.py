@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -109,26 +110,27 @@ def label_points(axis: Axes, named: Sequence[Point], lines: Sequence[Line2D] = (
     for point in sorted(named, key=lambda point: (len(point.name), point)):  # short ones are to lie nearest
         x, y = axis.transData.transform(point[:2])
         best: tuple[float, Text, Bbox] | None = None
-        for distance in (9, 14, 20, 27, 35, 44):
-            for step in range(16):
-                angle = 2 * math.pi * step / 16
-                dx, dy = distance * math.cos(angle), distance * math.sin(angle)
-                side = "left" if dx > 2 else "right" if dx < -2 else "center"
-                line = {"arrowstyle": "-", "lw": 0.6, "color": "grey", "shrinkA": 0, "shrinkB": 4}
-                text = axis.annotate(
-                    point.name, point[:2], textcoords="offset points", xytext=(dx, dy), ha=side, va="center",
-                    fontsize=8, arrowprops=line if distance > 9 else None,
-                )  # fmt: skip
-                text.update_positions(renderer)
-                box = Text.get_window_extent(text, renderer)  # without the line
-                cost = distance + _misplaced(box, (x, y), centres, taken, frame)
-                cost += 12 * sum(box.overlaps(line.get_window_extent(renderer)) for line in lines)
-                if best is None or cost < best[0]:
-                    if best is not None:
-                        best[1].remove()
-                    best = (cost, text, box)
-                else:
-                    text.remove()
+        for distance, step in itertools.product((9, 14, 20, 27, 35, 44), range(16)):
+            if best is not None and best[0] <= distance:
+                break  # no place costs less than its distance
+            angle = 2 * math.pi * step / 16
+            dx, dy = distance * math.cos(angle), distance * math.sin(angle)
+            side = "left" if dx > 2 else "right" if dx < -2 else "center"
+            line = {"arrowstyle": "-", "lw": 0.6, "color": "grey", "shrinkA": 0, "shrinkB": 4}
+            text = axis.annotate(
+                point.name, point[:2], textcoords="offset points", xytext=(dx, dy), ha=side, va="center",
+                fontsize=8, arrowprops=line if distance > 9 else None,
+            )  # fmt: skip
+            text.update_positions(renderer)
+            box = Text.get_window_extent(text, renderer)  # without the line
+            cost = distance + _misplaced(box, (x, y), centres, taken, frame)
+            cost += 12 * sum(box.overlaps(line.get_window_extent(renderer)) for line in lines)
+            if best is None or cost < best[0]:
+                if best is not None:
+                    best[1].remove()
+                best = (cost, text, box)
+            else:
+                text.remove()
         texts.append(best[1])
         taken.append(best[2].padded(1))
     return texts

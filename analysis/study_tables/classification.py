@@ -9,7 +9,8 @@ from paper_tables.configurations import is_full_recipe
 from table_parts import listed, mean_std
 
 from repmlp import branches
-from repmlp.runs.key import branch_label, cell_key
+from repmlp.branches import label as branch_label
+from repmlp.runs.key import cell_key
 
 PAPERS = "The paper's recipe."
 NOTE = (

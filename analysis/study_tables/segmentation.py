@@ -8,7 +8,8 @@ from records import with_setup
 from table_parts import listed, mean_std
 
 from repmlp import branches
-from repmlp.runs.key import branch_label, cell_key
+from repmlp.branches import label as branch_label
+from repmlp.runs.key import cell_key
 
 PAPERS = "The paper's recipe."
 NOTE = "Not the paper's recipe, so not comparable with its figures."

@@ -102,20 +102,22 @@ class Bench:
             print(f"  {case.label} {line(records[-1])}", flush=True)
         return records
 
-    def in_turn(self, runs: Mapping[Any, Callable[[], Any]]) -> dict[Any, Tensor]:
+    def in_turn(
+        self, runs: Mapping[Any, Callable[[], Any]], clock: Callable[[], float] = time.perf_counter
+    ) -> dict[Any, Tensor]:
         """Time every run once a round; returns the seconds of the rounds, (rounds,) each, warm-up left out."""
         taken: dict[Any, list[float]] = {key: [] for key in runs}
         for _ in range(self.warmup + self.rounds):
             for key, run in runs.items():
-                taken[key].append(self._seconds(run))
+                taken[key].append(self._seconds(run, clock))
         return {key: torch.tensor(times[self.warmup :], dtype=torch.float64) for key, times in taken.items()}
 
-    def _seconds(self, run: Callable[[], Any]) -> float:
+    def _seconds(self, run: Callable[[], Any], clock: Callable[[], float]) -> float:
         self._wait()
-        start = time.perf_counter()
+        start = clock()
         run()
         self._wait()
-        return time.perf_counter() - start
+        return clock() - start
 
     def _wait(self) -> None:
         if self.device.type == "cuda":

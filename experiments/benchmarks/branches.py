@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from repmlp.runs.key import branch_label
+from repmlp.branches import label as branch_label
 
 from .bench import Bench, Case
 from .engines import runner

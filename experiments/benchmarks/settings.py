@@ -11,6 +11,7 @@ import timm
 import torch
 
 from repmlp.models.upernet import STRIDE
+from repmlp.runs.settings import whole
 
 from .older_networks import OLDER
 
@@ -38,9 +39,9 @@ def check(options: Mapping[str, Any]) -> None:
         if not all(type(n) is int and n > 0 for n in options[name]):
             raise ValueError(f"{name}={options[name]}: use a list of whole numbers, 1 or more")
     for name, least in (("threads", 1), ("rounds", 1), ("warmup", 0)):
-        value = options[name]
-        if not (name == "threads" and value is None) and not (type(value) is int and value >= least):
-            raise ValueError(f"{name}={value!r}: use a whole number, {least} or more")
+        if options[name] is not None or name != "threads":
+            whole(name, options[name], least)
+    check_scaling(options)
     for name in options["older_models"]:
         if name not in OLDER:
             raise ValueError(f"older_models: {name!r} is none of {', '.join(OLDER)}")
@@ -48,6 +49,19 @@ def check(options: Mapping[str, Any]) -> None:
         parse(text)
     for text in options["segmentation_models"]:
         parse_upernet(text)
+
+
+def check_scaling(options: Mapping[str, Any]) -> None:
+    """Raise ValueError for points to which no exponent can be fitted, or of which a layer cannot be made."""
+    lists = {name: options[f"scaling_{name}"] for name in ("sides", "channels", "share_sets")}
+    for name, points in lists.items():
+        whole_numbers = isinstance(points, list) and all(type(n) is int and n > 0 for n in points)
+        if not whole_numbers or len(set(points)) < 3 or points != sorted(set(points)):
+            raise ValueError(f"scaling_{name}={points}: use a list of three or more growing whole numbers")
+    channels, sets = (lists[name][(len(lists[name]) - 1) // 2] for name in ("channels", "share_sets"))
+    for c, s in [*((c, sets) for c in lists["channels"]), *((channels, s) for s in lists["share_sets"])]:
+        if c % s:
+            raise ValueError(f"scaling_channels, scaling_share_sets: {s} share-sets do not divide {c} channels")
 
 
 def parse(text: str) -> tuple[str, int]:

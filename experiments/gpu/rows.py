@@ -24,7 +24,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from repmlp.branches import WAYS
-from repmlp.runs.key import branch_label, run_key
+from repmlp.branches import label as branch_label
+from repmlp.runs.key import run_key
 from repmlp.runs.launch import register_settings
 from repmlp.runs.outcome import run_label
 from repmlp.runs.record import BadRecord, read_record, record_path, write_record
@@ -48,16 +49,19 @@ PROBE = [
     *("trainer.progress_bar=false", f"trainer.threads={1 if REHEARSAL else 4}"),
     *(["trainer.accelerator=cpu"] if REHEARSAL else []),
 ]
-# ways to train, by the names of first.py's figures: what they set
-MODES = {"eager": [], "compiled": ["trainer.compile=true"]} | (
-    {"eager-matrix": ["trainer.branches=matrix"]}
-    if REHEARSAL
-    else {
-        "graphed": ["trainer.compile=reduce-overhead"],
-        **{f"graphed-{way}": ["trainer.compile=reduce-overhead", f"trainer.branches={way}"] for way in WAYS[1:]},
-    }
-)
-# train-time stands last: benchmark.py casts that network in place, and the other forms are made of it
+# Ways to train, by the names of first.py's figures: what they set. "captured" is the whole step as one CUDA graph,
+# "graphed" the network alone.
+CAPTURED = ["trainer.graph=true", "trainer.compile=true"]
+MODES = {
+    "eager": [],
+    "compiled": ["trainer.compile=true"],
+    "graphed": ["trainer.compile=reduce-overhead"],
+    "captured": CAPTURED[:1],
+    "captured-compiled": CAPTURED,
+    **{f"captured-compiled-{way}": [*CAPTURED, f"trainer.branches={way}"] for way in WAYS[1:]},
+}
+if REHEARSAL:  # where the last one has to fail
+    MODES = {"eager": [], "compiled": ["trainer.compile=true", "trainer.branches=matrix"], "captured": CAPTURED[:1]}
 BENCHMARK = (
     ["device=cpu", "batch_sizes=[2]", "what=[inference]", "models=[repmlpnet_cifar]", "forms=[merged]", "rounds=1"]
     if REHEARSAL

@@ -138,7 +138,7 @@ class Queue:
             elif row.tries < 2 and row.mode != "eager":
                 self.clock.say(f"FAILED {row.name}, {row.mode}: {last_line(row.log)}; once more")
                 row.log.replace(row.log.with_suffix(".failed"))
-                row.state, row.mode = "waiting", "compiled" if row.mode.startswith("graphed") else "eager"
+                row.state, row.mode = "waiting", "eager" if row.mode == "compiled" else "compiled"
             else:
                 row.state = "failed"
                 self.clock.say(f"FAILED {row.name}, {row.mode}: {last_line(row.log)}")

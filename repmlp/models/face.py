@@ -14,6 +14,7 @@ from timm.models.resnet import Bottleneck, ResNet
 from torch import Tensor, nn
 
 from repmlp.models.repmlp_resnet import RepMLPResNet, checkpoint_filter_fn
+from repmlp.tracing import readable
 
 # widths 128 to 1024, 3x3 convolutions as wide as the block: timm multiplies channels by 4, and by base_width / 64
 FACE_RESNET = {"layers": (3, 2, 2, 2), "channels": (32, 64, 128, 256), "base_width": 256}
@@ -40,7 +41,9 @@ class InvertedResidual(nn.Sequential):
         self.shortcut = stride == 1 and in_channels == out_channels
 
     def forward(self, x: Tensor) -> Tensor:
-        y = super().forward(x)
+        y = x
+        for layer in self:  # not nn.Sequential's own forward(), which TorchScript does not find
+            y = layer(y)
         return x + y if self.shortcut else y
 
 
@@ -72,6 +75,7 @@ class MobileFaceNet(nn.Module):
         """(N, in_chans, 96, 96) -> (N, 512, 1, 1)."""
         return self.body(x)
 
+    @readable
     def forward(self, x: Tensor) -> Tensor:
         # (N, num_classes, 1, 1) -> (N, num_classes)
         return self.embedding(self.forward_features(x)).flatten(1)

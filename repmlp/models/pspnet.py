@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from repmlp.branches import BranchSpec
 from repmlp.models.from_timm import build_timm
+from repmlp.tracing import readable
 
 
 class PyramidPooling(nn.Module):
@@ -39,8 +40,8 @@ class PyramidPooling(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         maps = [x]
-        for side, conv in zip(self.bins, self.convs, strict=True):
-            pooled = conv(F.adaptive_avg_pool2d(x, side))
+        for i, conv in enumerate(self.convs):
+            pooled = conv(F.adaptive_avg_pool2d(x, self.bins[i]))
             maps.append(F.interpolate(pooled, size=x.shape[2:], mode="bilinear", align_corners=False))
         return torch.cat(maps, dim=1)
 
@@ -71,6 +72,7 @@ class PSPNet(nn.Module):
         self.drop = nn.Dropout2d(drop_rate)
         self.head = nn.Conv2d(channels, num_classes, 1)
 
+    @readable
     def forward(self, x: Tensor) -> Tensor:
         maps = self.head(self.drop(self.bottleneck(self.pooling(self.backbone.forward_features(x)))))
         return F.interpolate(maps, size=x.shape[2:], mode="bilinear", align_corners=False)

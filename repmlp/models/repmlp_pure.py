@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repmlp.branches import BranchSpec
-from repmlp.layers import batch_norm_stats, check_parameters, set_parameter
+from repmlp.parameters import batch_norm_stats, check_parameters, set_parameter
 from repmlp.reparam import fuse_bn
 from repmlp.repmlp_block import GroupLocalPerceptron, RepMLP, check_partition_kernels
 from repmlp.sizes import height_width
+from repmlp.tracing import readable
 
 SPATIAL = ("repmlp", "fc3_conv", "conv")
 
@@ -177,13 +178,14 @@ class PureMLP(nn.Module):
         """(N, in_chans, H, W) -> the last stage's map, (N, C, H/2**(stages-1), W/2**(stages-1))."""
         x = self.stem(x)
         for i, stage in enumerate(self.stages):
-            x = stage(F.max_pool2d(x, 2) if i else x)
+            x = stage(F.max_pool2d(x, 2) if i > 0 else x)
         return x
 
     def forward_head(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, num_classes)."""
         return self.head(x.mean(dim=(2, 3)))
 
+    @readable
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from repmlp.branches import BranchSpec, values
 from repmlp.folding import fold_batch_norms
 from repmlp.key_names import unwrap
-from repmlp.layers import tiles_of
+from repmlp.maps import tiles_of
 from repmlp.older_key_names import convert_older
 from repmlp.repmlp_block import RepMLP
 from repmlp.sizes import height_width
@@ -89,6 +89,7 @@ class RepMLPBottleneck(_Residual):
         self.act = nn.ReLU(inplace=True)
         self._initialise()
 
+    @torch.jit.unused
     @property
     def last_norm(self) -> nn.Module:
         return self.bn4
@@ -118,6 +119,7 @@ class RepMLPLight(_Residual):
         self.act = nn.ReLU(inplace=True)
         self._initialise()
 
+    @torch.jit.unused
     @property
     def last_norm(self) -> nn.Module:
         return self.bn2

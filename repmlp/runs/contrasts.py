@@ -44,9 +44,11 @@ def shown(setting: str, value: Any) -> str:
         return branches.label(value)
     if isinstance(value, list):
         return ",".join(map(str, value))
+    if isinstance(value, bool):  # before numbers: 0 == False
+        return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:g}"
-    return {True: "yes", False: "no", None: "none"}.get(value, str(value))
+    return "none" if value is None else str(value)
 
 
 def parse(given: Iterable[Any]) -> list[Contrast]:

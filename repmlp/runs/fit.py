@@ -22,7 +22,8 @@ from torch import Tensor
 from repmlp import branches
 from repmlp.checkpoints import check_state_dict, save_model
 from repmlp.cost import count_macs, count_params, count_params_paper
-from repmlp.layers import branches_by
+from repmlp.kernels import data_words, network_words
+from repmlp.local_perceptron import branches_by
 from repmlp.locality import network_profiles
 from repmlp.runs.outcome import first_process, one_line
 from repmlp.runs.provenance import device_name, processor, versions
@@ -32,6 +33,7 @@ from repmlp.runs.tasks import TASKS
 from repmlp.trained_on import TrainedOn
 from repmlp.training.base import RecipeModule
 from repmlp.training.callbacks import AveragedWeights, Checkpoints, Deadline, EvaluationUncompiled, KernelImages
+from repmlp.training.compiling import compile_for_training
 from repmlp.training.history import History, kept_in
 from repmlp.training.memory import freed_memory_kept
 from repmlp.training.merging import BATCHES, MergeMidway, drop_branches
@@ -54,6 +56,8 @@ def train(settings: Run, folder: Path, path: Path, deadline: float | None, state
     data.prepare_data()
     net = branches_by(task.build_net(settings, data), options.branches)
     trainer, history = make_trainer(settings, folder, state["commit"], deadline)
+    if options.graph:
+        check_graphs(trainer.strategy.root_device)
     if settings.recipe.merge_after is not None:
         first = round(settings.recipe.merge_after * settings.recipe.epochs)
         # before the history, which looks at the kernels
@@ -68,8 +72,12 @@ def train(settings: Run, folder: Path, path: Path, deadline: float | None, state
     train_loader, val_loader = data.train_dataloader(), data.val_dataloader()
     trainer.log_every_n_steps = len(train_loader)
     module = task.build_module(settings, net, data, steps_per_epoch=len(train_loader))
-    if options.compile:
-        net.compile(mode=None if options.compile is True else options.compile)
+    module.model_config = settings.model
+    module.graph = options.graph
+    if options.compile is True:
+        compile_for_training(net)
+    elif options.compile:  # a CUDA graph is of the whole network
+        net.compile(mode=options.compile)
     last = folder / "last.ckpt"
     done = _epochs_done(last, module, state["commit"] if settings.rerun else None)
     train_loader.sampler.set_epoch(done)  # workers fetch ahead, before Lightning tells them which epoch it is
@@ -135,7 +143,7 @@ def _description(settings: Run, data: Any) -> dict[str, Any]:
         "kernels": branches.values(model["kernels"]),
         "share_sets": model.get("share_sets"),
         "global_perceptron": model.get("global_perceptron"),
-        "data": settings.data.get("label") or settings.data["name"],
+        "data": _data_name(settings),
         "n_train": n_train,
         "n_eval": n_eval,
         "num_classes": data.info.num_classes,
@@ -145,14 +153,19 @@ def _description(settings: Run, data: Any) -> dict[str, Any]:
     }
 
 
+def _data_name(settings: Run) -> str:
+    return settings.data.get("label") or settings.data["name"]
+
+
 def make_trainer(settings: Run, folder: Path, commit: str | None, deadline: float | None) -> tuple[L.Trainer, History]:
     """Return Lightning's trainer of a run, and the history that it keeps."""
     recipe, options = settings.recipe, settings.trainer
     bar = sys.stderr.isatty() if options.progress_bar is None else options.progress_bar
     history = History(folder, commit, show=not bar)
+    network = f"{network_words(settings.model)}, {data_words(_data_name(settings))}"
     callbacks: list[L.Callback] = [
-        Checkpoints(folder, options.checkpoint_every),
-        KernelImages(options.kernel_image_every),
+        Checkpoints(folder, options.checkpoint_every, deadline),
+        KernelImages(options.kernel_image_every, network),
     ]
     if options.compile:
         callbacks.append(EvaluationUncompiled())
@@ -176,7 +189,7 @@ def make_trainer(settings: Run, folder: Path, commit: str | None, deadline: floa
         logger=logger,
         callbacks=[*callbacks, history],
         # Lightning's own way to be requeued by Slurm would write into the folder that one stands in, where each later
-        # run would go on from it. A run goes on from its own last epoch, whoever gives the command again.
+        # run would go on from it. A run goes on from its own checkpoint, whoever gives the command again.
         default_root_dir=folder,
         plugins=[SLURMEnvironment(auto_requeue=False)] if _by_slurm() else [],
         enable_progress_bar=bar,
@@ -184,6 +197,12 @@ def make_trainer(settings: Run, folder: Path, commit: str | None, deadline: floa
         use_distributed_sampler=False,
     )
     return trainer, history
+
+
+def check_graphs(device: torch.device) -> None:
+    """Raise BadSetting where a step cannot be captured as a CUDA graph."""
+    if device.type != "cuda":
+        raise BadSetting(f"trainer.graph=true: this run is on the {device.type}, which has no CUDA graphs; use false")
 
 
 def _by_slurm() -> bool:

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from repmlp import branches
@@ -20,11 +20,6 @@ def config_key(config: Mapping[str, Any]) -> str:
     """Return twelve hex digits that stand for everything in `config`, whatever the order of its keys."""
     text = json.dumps(config, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def branch_label(kernels: Iterable[int | str]) -> str:
-    """Write branches as tables and progress lines show them: "1x1+3x3", or "none"."""
-    return branches.label(kernels)
 
 
 # Fields of `data` that say where the images come from and who decodes them, not which they are.

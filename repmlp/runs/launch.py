@@ -255,7 +255,7 @@ def run_command(main: Callable[[], None], repository: Path) -> None:
         summary_so_far()
         sys.exit(
             "error: the process of a run was ended from outside (by a time limit, the limit of its memory, a signal): "
-            f"the same command goes on from its last epoch ({type(error).__name__}: {str(error).splitlines()[0]})"
+            f"the same command goes on from its last checkpoint ({type(error).__name__}: {str(error).splitlines()[0]})"
         )
     except KeyboardInterrupt:
         if first_process():

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from repmlp.runs.key import branch_label
+from repmlp.branches import label as branch_label
 
 ADDITIONS = {  # settings that are said of a run where they are on
     "model": ("drop_path_rate",), "data": ("randaugment",), "recipe": ("mixup", "cutmix", "ema_decay", "decay_all"),

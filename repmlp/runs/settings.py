@@ -182,6 +182,7 @@ class Trainer:
     sync_batchnorm: bool = setting(False, "false: batch norm sees the share of its own device, as in the paper", NEVER)
     precision: str = setting("32-true", "bf16-mixed for bfloat16 autocast (part of a run's key)", NEVER)
     compile: Any = setting(False, "true: torch.compile; reduce-overhead, max-autotune: with CUDA graphs", NEVER)
+    graph: bool = setting(False, "true: the step of training as one CUDA graph (NVIDIA GPUs)", NEVER)
     branches: str = setting("channels", "how depth-wise branches are computed: channels, sets or matrix", NEVER)
     threads: int | None = setting(None, "CPU threads, null for torch's choice", NEVER)
     eval_every: int = setting(1, "epochs between two evaluations; the last epoch is what is reported", NEVER)
@@ -207,6 +208,15 @@ class Trainer:
         one_of("trainer.strategy", self.strategy, STRATEGIES)
         one_of("trainer.precision", self.precision, PRECISIONS)
         one_of("trainer.compile", self.compile, COMPILE)
+        if self.graph and isinstance(self.compile, str):
+            raise BadSetting(
+                f"trainer.graph=true, trainer.compile={self.compile}: both would capture graphs; use "
+                "trainer.compile=true or false"
+            )
+        if self.graph and self.processes > 1:
+            raise BadSetting(
+                f"trainer.graph=true: {self.processes} processes do not share a captured step; use trainer.devices=1"
+            )
         one_of("trainer.branches", self.branches, WAYS)
 
     @property
@@ -231,6 +241,8 @@ class Data:
     )
     randaugment: int | None = setting(None, "magnitude of RandAugment out of 30; null for none")
     interpolation: str | None = setting(None, "of resizing in evaluation: bilinear or bicubic", neutral="bicubic")
+    shift: int = setting(0, "patterns: pixels by which each image's arrangement is moved at most")
+    answer: str = setting("both", "patterns: the half of a label that is asked for, texture or arrangement")
     fingerprint: str | None = setting(None, "digest of a folder of images; made by the run itself")
 
     def __post_init__(self) -> None:
@@ -317,6 +329,10 @@ class Run:
         except ValueError as error:
             raise BadSetting(f"contrasts: {error}") from None
         self.recipe.check_processes(self.trainer.processes)
+        if self.trainer.graph and self.recipe.merge_after is not None:
+            raise BadSetting(
+                "trainer.graph=true: a captured step cannot lose its branches (recipe.merge_after); use false"
+            )
 
 
 PARTS: dict[str, type] = {"model": Model, "data": Data, "recipe": SegmentationRecipe, "trainer": Trainer}

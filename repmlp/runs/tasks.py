@@ -12,7 +12,7 @@ from typing import Any, get_args, get_type_hints
 
 from torch import nn
 
-from repmlp.checkpoints import start_backbone
+from repmlp.backbones import start_backbone
 from repmlp.data import DATASETS, SEGMENTATION, build_data, build_segmentation_data
 from repmlp.finetuning import start_from
 from repmlp.models.build import ARCHITECTURES, PIXELS, build_model

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import copy
 import time
 from pathlib import Path
 
@@ -13,8 +13,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_avg_fn
 
-from repmlp.locality import kernel_map
-from repmlp.models.build import SPATIAL_LAYERS
+from repmlp.kernels import layer_title, papers_point, view
+from repmlp.locality import layers_over_maps
 
 
 class Checkpoints(ModelCheckpoint):
@@ -22,12 +22,13 @@ class Checkpoints(ModelCheckpoint):
 
     folder: of the file. every: epochs between two checkpoints; None to write no more often than takes SHARE of the
     time, so that epochs of seconds do not write a file each, and an interrupted run loses a minute or an epoch. The
-    first and the last epoch of a run are written whatever the time.
+    first epoch and the last are written whatever the time, and one at whose end it is later than `deadline`, see
+    Deadline.
     """
 
     SHARE = 0.02
 
-    def __init__(self, folder: Path, every: int | None = None):
+    def __init__(self, folder: Path, every: int | None = None, deadline: float | None = None):
         super().__init__(
             dirpath=folder,
             filename="last",
@@ -36,7 +37,7 @@ class Checkpoints(ModelCheckpoint):
             save_on_train_epoch_end=True,
             enable_version_counter=False,
         )
-        self.every = every
+        self.every, self.deadline = every, deadline
         self._seconds: float | None = None  # that the last one took
         self._written = 0.0
 
@@ -49,7 +50,8 @@ class Checkpoints(ModelCheckpoint):
         self._seconds = self._written - began
 
     def _due(self, trainer: L.Trainer) -> bool:
-        if self._seconds is None or trainer.current_epoch + 1 == trainer.max_epochs:
+        over = self.deadline is not None and time.time() > self.deadline
+        if over or self._seconds is None or trainer.current_epoch + 1 == trainer.max_epochs:
             return True
         return time.perf_counter() - self._written >= self._seconds / self.SHARE
 
@@ -77,44 +79,29 @@ class AveragedWeights(WeightAveraging):
 class KernelImages(L.Callback):
     """Draw a kernel of the middle spatial layer into TensorBoard every few epochs, trained and injected side by side.
 
-    Paper: RepMLPNet Appendix A: log magnitude, darker is larger, one scale for both, seen from the paper's point (6, 6)
-    of a 16x16 map or the same share of another. The figures of `analysis/` show the same numbers with marks and words,
-    which need matplotlib; training does not. every: epochs between two pictures.
+    The drawing of the papers' figures, seen from the paper's point. every: epochs between two pictures, 0 for none.
+    network: the network and its data, in words.
     """
 
-    def __init__(self, every: int):
-        self.every = every
+    def __init__(self, every: int, network: str):
+        self.every, self.network = every, network
 
     @torch.no_grad()
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if not self.every or (trainer.current_epoch + 1) % self.every or trainer.global_rank:
             return
-        layers = [m for m in module.net.modules() if isinstance(m, SPATIAL_LAYERS)]
+        from repmlp.heatmap import heatmap  # matplotlib, which most runs never need
+
+        layers = list(layers_over_maps(module.net).items())
         if not layers:  # a network of another kind
             return
-        layer = layers[len(layers) // 2]
-        h, w = layer.size
-        point = (3 * h // 8, 3 * w // 8)
-        weights = [layer.merged(branches=injected)[0].cpu() for injected in (False, True)]
-        # a map is over the smallest magnitude of its own matrix; over that of both they have one scale
-        smallest = [_smallest(weight[0]) for weight in weights]
-        panels = [
-            kernel_map(weight, layer.size, 0, point) + math.log(own / min(smallest))
-            for weight, own in zip(weights, smallest, strict=True)
-        ]
-        top = max(float(panel.max()) for panel in panels) or 1.0
-        # (h, w) twice -> (1, h, 2*w + 1), one column between the panels, then eight pixels a cell
-        picture = 1 - torch.cat([panels[0] / top, torch.zeros(h, 1), panels[1] / top], dim=1).unsqueeze(0)
-        picture = picture.repeat_interleave(8, dim=1).repeat_interleave(8, dim=2)
+        name, layer = layers[len(layers) // 2]
+        layer = copy.deepcopy(layer).cpu()
+        point = papers_point(layer.size)
+        figure = heatmap(layer, view(layer, 0, (0, 0), point), point, self.network, layer_title(name))
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image("kernel/trained_and_injected", picture.float(), trainer.current_epoch)
-
-
-def _smallest(matrix: Tensor) -> float:
-    """Return the smallest magnitude that is not zero; 1 where all are."""
-    magnitude = matrix.double().abs()
-    return float(magnitude[magnitude > 0].min()) if bool((magnitude > 0).any()) else 1.0
+                logger.experiment.add_figure("kernel/trained_and_injected", figure, trainer.current_epoch)
 
 
 class EvaluationUncompiled(L.Callback):

@@ -87,14 +87,13 @@ class Classifier(RecipeModule):
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        images, labels = batch
-        smoothing = self.recipe["label_smoothing"]
-        if self.mixup:  # labels (B,) -> smoothed shares of the classes (B, K)
-            (images, labels), smoothing = self.mixup(images, labels), 0.0
-        loss = F.cross_entropy(self(images), labels, label_smoothing=smoothing)
-        self.train_loss.update(loss.detach())
-        return loss
+    def prepared(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Mix images, where they are mixed; labels (B,) are then smoothed shares of the classes (B, K)."""
+        return self.mixup(*batch) if self.mixup else batch
+
+    def training_loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        smoothing = 0.0 if self.mixup else self.recipe["label_smoothing"]
+        return F.cross_entropy(self(images), labels, label_smoothing=smoothing)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch

@@ -71,15 +71,13 @@ class Segmenter(RecipeModule):
     def forward(self, images: Tensor) -> Tensor:
         return predict(self.net, images, self.recipe["window"])
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        images, masks = batch
+    def training_loss(self, images: Tensor, masks: Tensor) -> Tensor:
         logits, auxiliary = self.net.with_auxiliary(images)
         loss = self._loss(logits, masks)
         if auxiliary is not None:
             # (N, K, h, w) -> (N, K, H, W)
             auxiliary = F.interpolate(auxiliary, size=masks.shape[1:], mode="bilinear", align_corners=False)
             loss = loss + self.recipe["auxiliary_weight"] * self._loss(auxiliary, masks)
-        self.train_loss.update(loss.detach())
         return loss
 
     def _loss(self, logits: Tensor, masks: Tensor) -> Tensor:
