@@ -9,6 +9,7 @@ from conftest import ROOT, TINY, command, compose_config, start
 from hydra import compose, initialize_config_dir
 
 from repmlp.runs.key import run_key
+from repmlp.runs.launch import quote_numbers
 from repmlp.runs.run import Outcome, run_label
 from repmlp.runs.sweep import differing, finish, note_outcome, progress_line, start_plan, sweep_rows, told_apart
 
@@ -152,6 +153,37 @@ def test_a_sweep_ends_within_its_minutes(tmp_path):
 def test_what_is_raised_outside_of_a_run_is_told(tmp_path):
     done = sweep(tmp_path, "seed=0,1", "trainer.devices=2")
     assert done.returncode == 1 and "a sweep trains each run on one device" in done.stderr
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_first_run(tmp_path):
+    (tmp_path / "o").write_text("a file")
+    done = sweep(tmp_path, "seed=0,1")
+    assert done.returncode == 1 and done.stderr.startswith("error: output_dir: nothing can be written into"), (
+        done.stderr
+    )
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_no_time_at_all_is_a_mistake(tmp_path):
+    done = sweep(tmp_path, "trainer.minutes=0")
+    assert done.returncode == 1 and "trainer.minutes=0.0: use a number above 0" in done.stderr
+
+
+def test_names_are_names_and_the_flag_stands_anywhere(tmp_path):
+    """Hydra reads 1e3 as 1000.0 and true as True, and argparse takes -m at either end alone."""
+    assert quote_numbers(["study=1e3", "study=a b", "study=null", "study='x'", "seed=1"]) == [
+        "study='1e3'", "study=a b", "study=null", "study='x'", "seed=1"
+    ]  # fmt: skip
+    folders = [f"results_dir={tmp_path}/r", f"output_dir={tmp_path}/o"]
+    done = command("experiments/ablate.py", *TINY, *folders, "study=1e3", "-m", "seed=-1,-2")
+    assert done.returncode == 1 and "2 runs: 2 failed" in done.stderr, done.stdout + done.stderr
+
+
+def test_commands_at_the_end_can_be_copied(tmp_path, capsys):
+    start_plan(tmp_path, [["seed=0"]])
+    note_outcome(tmp_path, 0, Outcome("finished", "first", "k", seconds=3))
+    finish(tmp_path, tmp_path / "my results" / "a b")
+    assert f"--study 'a b' --results '{tmp_path}/my results'" in capsys.readouterr().err
 
 
 def test_summary_counts_rows_that_never_reported(tmp_path, capsys):

@@ -121,6 +121,8 @@ class DataSet(L.LightningDataModule):
             raise ValueError(
                 f"{n_eval} images to evaluate on: raise data.holdout or data.n_eval (each process needs one)"
             )
+        if not n_train and not self.evaluation_only:
+            raise ValueError(f"data.holdout={self.holdout}: it leaves no image to train on")
         if n_train < self.batch_size and not self.evaluation_only:
             raise ValueError(
                 f"{n_train} training images are less than one batch of {self.batch_size}: lower recipe.batch_size"

@@ -71,7 +71,8 @@ def run_job(config: DictConfig) -> float | None:
     folder = Path(hydra_config.sweep.dir if swept else hydra_config.run.dir)
     number = hydra_config.job.num if swept else 0
     label = ", ".join([run_label(plain), *differing(plan_of(folder), list(hydra_config.overrides.task), number)])
-    deadline = deadline_of(folder, plain["trainer"]["minutes"])
+    minutes = plain["trainer"]["minutes"]
+    deadline = deadline_of(folder, minutes) if minutes and minutes > 0 else None  # the run refuses what is no limit
     if enough_time(folder, deadline):
         log.info(progress_line(folder, number, label))
         outcome = execute(plain, label, deadline)
@@ -129,7 +130,8 @@ def refuse_additions(overrides: list[str], configuration: Path) -> None:
             files = configuration.rglob("*.yaml")
             names = {key for file in files for key in _flat(OmegaConf.load(file)) if not key.startswith("hydra")}
             names |= set(_flat(OmegaConf.structured(Run)))
-            hint = "leave out the +" if name in names else str(unknown(name, value, names)).partition(": ")[2]
+            ordered = sorted(names, key=lambda each: (each.count("."), each))  # of recipe.epochs and epochs the first
+            hint = "leave out the +" if name in names else str(unknown(name, value, ordered)).partition(": ")[2]
             sys.exit(f"error: {text}: {hint}")
 
 
@@ -156,12 +158,12 @@ def message_of(error: Exception) -> str:
         where = str(cause.full_key).rpartition(".")[0]
         absent = parent is not None and isinstance(parent, DictConfig) and cause.key not in parent
         if absent:
-            prefix = f"{where}." if where else ""
-            value = "..."
-            return str(unknown(str(cause.full_key), value, [f"{prefix}{key}" for key in parent])).replace("=...", "", 1)
+            names = [each for each in _flat(parent._get_root()) if not each.startswith("hydra.")]
+            names.sort(key=lambda each: each.rpartition(".")[0] == where)  # of equal names the last is offered
+            return str(unknown(str(cause.full_key), "...", names)).replace("=...", "", 1)
         reason = str(cause.msg or cause).splitlines()[0]
         return f"{cause.full_key}: {reason}"
-    return " ".join(str(error).split())
+    return " ".join(str(error).partition("Config search path:")[0].split())
 
 
 def place(path: str | Path) -> Path:
@@ -178,6 +180,17 @@ def quote_file_names(arguments: list[str], names: tuple[str, ...] = ("checkpoint
             value = _quoted(value)
         quoted.append(f"{name}{equals}{value}")
     return quoted
+
+
+def quote_numbers(arguments: list[str], names: tuple[str, ...] = ("study",)) -> list[str]:
+    """Quote the values of settings that are names, where Hydra would read a number or a truth: 1e3 as 1000.0."""
+    return [
+        f"{name}='{value}'"
+        if equals and name in names and re.fullmatch(r"[\w.+-]+", value) and value != "null"
+        else text
+        for text in arguments
+        for name, equals, value in [text.partition("=")]
+    ]
 
 
 def place_files(arguments: list[str], names: tuple[str, ...] = ("data.root", "weights", "backbone")) -> list[str]:
@@ -222,7 +235,9 @@ def run_command(main: Callable[[], None], repository: Path) -> None:
         os.environ["REPMLP_DATA"] = str(place(data))
     os.chdir(repository)
     os.environ.setdefault("REPMLP_LAUNCH", f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{os.getpid()}")
-    sys.argv[1:] = quote_file_names(place_files(sys.argv[1:]), ("checkpoint", "onnx", "out", "images"))
+    flags = [text for text in sys.argv[1:] if text in ("-m", "--multirun")]  # Hydra takes it at either end alone
+    sys.argv[1:] = flags + [text for text in sys.argv[1:] if text not in flags]
+    sys.argv[1:] = quote_file_names(place_files(quote_numbers(sys.argv[1:])), ("checkpoint", "onnx", "out", "images"))
     refuse_additions(sys.argv[1:], repository / "experiments/conf")
     if {"-h", "--help", "--hydra-help"} & set(sys.argv):
         quicken_help()

@@ -41,7 +41,7 @@ def run_label(config: Mapping[str, Any]) -> str:
         shown = branch_label(kernels)
     except ValueError:  # a mistake, which the run itself tells of
         shown = ",".join(map(str, kernels))
-    parts = [str(model["name"]), "branches " + shown]
+    parts = [str(model.get("name", "run")), "branches " + shown]
     if "share_sets" in model:
         parts.append("S=" + ",".join(map(str, share_sets)))
     if not model.get("global_perceptron", True):

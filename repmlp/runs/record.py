@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from repmlp.runs.key import PATHS
+from repmlp.runs.settings import BadSetting
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,6 +50,19 @@ def write_record(path: Path, record: Mapping[str, Any]) -> None:
     if missing:
         raise BadRecord(f"a record needs the fields {', '.join(sorted(missing))}")
     write_json(path, record)
+
+
+def check_writable(folder: Path, setting: str) -> None:
+    """Raise BadSetting, which names a setting, where no file can be written into a folder; it is made where absent."""
+    probe = folder / f".{os.getpid()}.partial"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise BadSetting(
+            f"{setting}: nothing can be written into {folder} ({error.strerror or error}); name another folder"
+        ) from error
 
 
 def write_json(path: Path, content: Any) -> None:

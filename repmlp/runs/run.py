@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-import os
 import time
 import traceback
 from collections.abc import Mapping
@@ -22,7 +21,7 @@ from repmlp.runs.key import run_key
 from repmlp.runs.lock import run_lock
 from repmlp.runs.outcome import Outcome, first_process, one_line, run_label
 from repmlp.runs.provenance import git_state
-from repmlp.runs.record import BadRecord, reached, read_record, record_path, set_aside, write_record
+from repmlp.runs.record import BadRecord, check_writable, reached, read_record, record_path, set_aside, write_record
 from repmlp.runs.settings import BadSetting, Run, one_of, run_of
 from repmlp.runs.tasks import TASKS
 from repmlp.training.callbacks import OutOfTime
@@ -64,7 +63,7 @@ def _attempt(settings: Run, folder: Path, path: Path, label: str, deadline: floa
         return skipped
     if not first_process():  # started by a first process that holds the lock
         return Outcome("finished", label, path.stem, "", value=train(settings, folder, path, deadline, git_state()))
-    check_writable(path.parent)
+    check_writable(path.parent, "results_dir")
     with run_lock(folder) as owner:
         if owner:
             return Outcome("busy", label, path.stem, f"{owner} trains it now")
@@ -115,19 +114,6 @@ def with_identities(settings: Run) -> Run:
     if kind is not None and (digest := kind.fingerprint(data)):
         data = {**data, "fingerprint": digest}
     return replace(settings, model=model, data=data)
-
-
-def check_writable(folder: Path) -> None:
-    """Raise BadSetting where no file can be written into a folder, which is made where it is absent."""
-    probe = folder / f".{os.getpid()}.partial"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise BadSetting(
-            f"results_dir: nothing can be written into {folder} ({error.strerror or error}); name another folder"
-        ) from error
 
 
 def _finished(settings: Run, path: Path, label: str) -> Outcome | None:

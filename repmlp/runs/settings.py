@@ -71,7 +71,7 @@ def one_of(name: str, value: Any, allowed: Iterable[Any]) -> None:
     """Raise BadSetting where a value is none of those allowed."""
     allowed = list(allowed)
     if not any(value is each or (type(value) is type(each) and value == each) for each in allowed):
-        words = [str(each).lower() if isinstance(each, bool) else str(each) for each in allowed]
+        words = ["null" if each is None else str(each).lower() if isinstance(each, bool) else each for each in allowed]
         raise BadSetting(f"{name}={value!r}: use {', '.join(words[:-1])} or {words[-1]}")
 
 
@@ -278,8 +278,10 @@ class Model:
             raise BadSetting(f"model.{error}") from None
         for name in ("share_sets", "channels", "blocks"):
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, list) and all(type(each) is int for each in value)):
-                raise BadSetting(f"model.{name}={value!r}: use a list of whole numbers, e.g. [1,3]")
+            if value is not None and not (
+                isinstance(value, list) and value and all(type(each) is int and each > 0 for each in value)
+            ):
+                raise BadSetting(f"model.{name}={value!r}: use a list of whole numbers above 0, e.g. [1,3]")
         real("model.drop_path_rate", self.drop_path_rate, below=1)
 
 
@@ -308,9 +310,15 @@ class Run:
     output_dir: str = setting("outputs", "checkpoints and logs, never committed", NEVER)
 
     def __post_init__(self) -> None:
+        for part, needed in (("model", ("name", "kernels")), ("data", ("name",))):
+            for name in needed:
+                if name not in getattr(self, part):
+                    raise BadSetting(f"{part}.{name} is missing: a {part} has to say it")
         known(Model, self.model, "model", open_ended=True)
         known(Data, self.data, "data", open_ended=True)
         whole("seed", self.seed)
+        if self.seed >= 2**32:
+            raise BadSetting(f"seed={self.seed}: use a whole number below 2**32")
         for name in ("study", "results_dir", "output_dir"):
             if not str(getattr(self, name)).strip():
                 raise BadSetting(f"{name}={getattr(self, name)!r}: it is the name of a folder and cannot be empty")
@@ -348,8 +356,10 @@ def unknown(name: str, value: Any, names: Iterable[str]) -> BadSetting:
     """Return the error for a setting that there is not, with the nearest names there are."""
     leaf = name.rsplit(".", 1)[-1]
     by_leaf = {each.rsplit(".", 1)[-1]: each for each in names}
-    within = [each for each in by_leaf if leaf in each.split("_") or each in leaf.split("_")]
-    near = [by_leaf[each] for each in [*difflib.get_close_matches(leaf, by_leaf, n=2, cutoff=0.75), *within]]
+    words = set(leaf.split("_"))
+    within = [each for each in by_leaf if leaf in each.split("_") or each in words]
+    shared = [each for each in by_leaf if any(len(word) > 3 for word in words & set(each.split("_")))]  # grad_clip
+    near = [by_leaf[each] for each in [*difflib.get_close_matches(leaf, by_leaf, n=2, cutoff=0.75), *within, *shared]]
     near = list(dict.fromkeys(near))[:2]
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     return BadSetting(f"{name}={value}: there is no setting {name}{hint}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,8 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from repmlp.runs.outcome import Outcome, first_process, one_line
-from repmlp.runs.record import write_json
+from repmlp.runs.record import check_writable, write_json
+from repmlp.runs.settings import BadSetting
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +133,10 @@ def differing(plan: Mapping[str, Any], overrides: Sequence[str], number: int) ->
 
 def start_plan(folder: Path, rows: list[list[str]] | None, given: Sequence[str] = ()) -> None:
     """Write down which runs there are (None: nobody knows), the command's overrides, and when they were started."""
-    (folder / OUTCOMES).mkdir(parents=True, exist_ok=True)
+    try:
+        check_writable(folder / OUTCOMES, "output_dir")
+    except BadSetting as error:
+        sys.exit(f"error: {error}")  # Hydra makes a warning of any other error of a callback
     (folder / PLAN).write_text(json.dumps({"rows": rows, "given": list(given), "started": time.time()}))
 
 
@@ -217,8 +222,8 @@ def finish(folder: Path, results: Path | None = None) -> None:
     for (state, message), named in reasons.items():
         print(f"{words[state]}: {'; '.join(named)}: {message}", file=sys.stderr)
     if results is not None and (counts["finished"] or counts["skipped"]):
-        study = results.name
-        elsewhere = "" if results.parent.absolute() == Path("results").absolute() else f" --results {results.parent}"
+        study, folder = shlex.quote(results.name), shlex.quote(str(results.parent))
+        elsewhere = "" if results.parent.absolute() == Path("results").absolute() else f" --results {folder}"
         print(
             f"records: {results / 'records'}; python analysis/make_tables.py --study {study}{elsewhere} and "
             f"python analysis/plot_curves.py {study}{elsewhere} show them",

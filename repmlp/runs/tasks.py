@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import inspect
 import logging
+import types
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from torch import nn
 
@@ -17,6 +18,7 @@ from repmlp.finetuning import start_from
 from repmlp.models.build import ARCHITECTURES, PIXELS, build_model
 from repmlp.models.pspnet import PSPNet
 from repmlp.models.repmlp_resnet import check_images, takes_any_size
+from repmlp.models.repmlpnet import RepMLPNet
 from repmlp.models.upernet import STRIDE
 from repmlp.runs.progress import told
 from repmlp.runs.settings import BadSetting, Run, unknown
@@ -38,11 +40,13 @@ class Classification:
 
     def check(self, run: Run) -> None:
         """Raise BadSetting for settings that fit no run of this task."""
+        self.check_task(run)
         check_names("model", run.model, ("name", "arch"), ARCHITECTURES.get(run.model["arch"]))
         check_names("data", run.data, ("name", "label"), self.datasets.get(run.data["name"]))
-        self.check_task(run)
 
     def check_task(self, run: Run) -> None:
+        if isinstance(size := run.model.get("img_size"), list):
+            raise BadSetting(f"model.img_size={size}: images are cropped to squares, use one whole number of pixels")
         if run.model["arch"] in PIXELS:
             raise BadSetting(f"model={run.model['name']} labels pixels: train it with experiments/segment.py")
         if run.backbone:
@@ -60,6 +64,7 @@ class Classification:
                 run.weights,
                 start_from(net, Path(run.weights).expanduser(), data.info.class_names),
             )
+        check_image_size(net, data.info.img_size)
         return net
 
     def image_size(self, run: Run, data: Any) -> int | tuple[int, int]:
@@ -151,6 +156,13 @@ def check_sizes(net: PSPNet, run: Run) -> None:
 TASKS: dict[str, Classification] = {task.name: task for task in (Classification(), Segmentation())}
 
 
+def check_image_size(net: nn.Module, img_size: int) -> None:
+    """Raise BadSetting where a RepMLPNet would pad each image, which is no whole number of its own images high."""
+    if isinstance(net, RepMLPNet) and any(img_size % side for side in net.img_size):
+        own = net.img_size[0] if net.img_size[0] == net.img_size[1] else list(net.img_size)
+        raise BadSetting(f"model.img_size={own}: the images have {img_size}x{img_size} pixels; use {img_size}")
+
+
 def check_names(part: str, given: Mapping[str, Any], labels: tuple[str, ...], build: Callable[..., Any] | None) -> None:
     """Raise BadSetting where a setting is none of `build`'s arguments, offering the nearest one.
 
@@ -160,9 +172,11 @@ def check_names(part: str, given: Mapping[str, Any], labels: tuple[str, ...], bu
     if build is None:
         return
     names: dict[str, None] = dict.fromkeys(labels)
+    hints: dict[str, Any] = {}
     for each in inspect.getmro(build) if inspect.isclass(build) else (build,):
         if each is object or (inspect.isclass(each) and "__init__" not in vars(each)):
             continue
+        hints = {**get_type_hints(each.__init__ if inspect.isclass(each) else each), **hints}
         parameters = inspect.signature(each).parameters.values()
         names |= dict.fromkeys(p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
@@ -180,3 +194,18 @@ def check_names(part: str, given: Mapping[str, Any], labels: tuple[str, ...], bu
     for name, value in given.items():
         if name not in names:
             raise unknown(f"{part}.{name}", value, [f"{part}.{each}" for each in names])
+        check_type(f"{part}.{name}", value, hints.get(name))
+
+
+def check_type(name: str, value: Any, annotation: Any) -> None:
+    """Raise BadSetting where an argument that is a truth or a number, perhaps None, is given as something else.
+
+    What other arguments may be is said by what they are handed to.
+    """
+    allowed = set(get_args(annotation)) if isinstance(annotation, types.UnionType) else {annotation}
+    words = {bool: "true or false", int: "a whole number", float: "a number", type(None): "null"}
+    if not allowed <= words.keys():
+        return
+    given = type(value)
+    if given not in allowed and not (given is int and float in allowed):
+        raise BadSetting(f"{name}={value!r}: use {' or '.join(words[kind] for kind in words if kind in allowed)}")
