@@ -32,7 +32,7 @@ def test_scripts_are_shell(script):
     subprocess.run(["bash", "-n", KIT / script], check=True)
 
 
-def test_rows_of_the_queue_are_the_sweeps_and_others_are_refused(kit, tmp_path):
+def test_runs_of_the_queue_are_the_sweeps_and_others_are_refused(kit, tmp_path):
     rows, queue = kit("rows"), tmp_path / "queue.txt"
     lines = [line for line in (KIT / "queue.txt").read_text().splitlines() if not line.startswith("#")]
     assert len(set(lines)) == len(lines) == len(rows.sweep()) == 24

@@ -240,12 +240,12 @@ def test_a_foreign_model_gets_branches_and_a_record(folders, tmp_path):
         ("recipe.mixup=-1", r"recipe.mixup=-1.0: use a number not below 0"),
     ],
 )
-def test_bad_rows_fail_in_one_line(folders, tmp_path, change, words):
+def test_bad_runs_fail_in_one_line(folders, tmp_path, change, words):
     outcome = execute(row(folders, tmp_path, change))
     assert outcome.state == "failed" and words.replace("\\", "") in outcome.message and "\n" not in outcome.message
 
 
-def test_an_interrupted_row_goes_on_as_if_nothing_had_happened(folders, tmp_path, monkeypatch):
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(folders, tmp_path, monkeypatch):
     """With worker processes, mixup and averaged weights; then once more after the last epoch, without a record."""
     overrides = ("recipe.epochs=4", "data.workers=1", "recipe.ema_decay=0.9", "seed=3")
     interrupted, whole = row(folders, tmp_path / "a", *overrides), row(folders, tmp_path / "b", *overrides)
@@ -293,7 +293,7 @@ def test_a_damaged_image_is_named_in_one_line(folders, tmp_path):
         assert outcome.message.startswith(start), outcome.message
 
 
-def test_other_images_are_another_row(folders, tmp_path):
+def test_other_images_are_another_run(folders, tmp_path):
     config = row(folders, tmp_path, "data.label=noise", "recipe.epochs=1", "recipe.warmup_epochs=0")
     assert run_key(config) != run_key(row(folders, tmp_path, "recipe.epochs=1", "recipe.warmup_epochs=0"))
     record = json.loads(Path(execute(config).message).read_text())

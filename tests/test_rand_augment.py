@@ -200,7 +200,7 @@ def test_evaluation_is_never_augmented():
     assert not torch.equal(next(iter(plain.train_dataloader()))[0], next(iter(ours.train_dataloader()))[0])
 
 
-def test_null_leaves_a_rows_key_alone():
+def test_null_leaves_a_runs_key_alone():
     config = compose_config("data=cifar100")
     key = run_key(config)
     assert config["data"].pop("randaugment") is None and run_key(config) == key

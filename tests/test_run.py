@@ -124,7 +124,7 @@ def test_tensorboard_holds_curves_and_kernel_pictures(tmp_path):
         assert np.array_equal(np.asarray(ours.convert("RGB")), np.asarray(logged.convert("RGB")))
 
 
-def test_finished_row_is_skipped_with_a_notice_for_another_commit(finished, monkeypatch):
+def test_finished_run_is_skipped_with_a_notice_for_another_commit(finished, monkeypatch):
     assert (execute(finished).state, execute(finished).message) == ("skipped", "")
     monkeypatch.setattr(runs, "git_state", lambda: {"commit": "f" * 40, "dirty": False})
     assert "rerun=true" in execute(finished).message
@@ -163,7 +163,7 @@ def test_rerun_runs_again_and_gives_the_same(finished, tmp_path):
     assert_same_result(config, finished)
 
 
-def test_a_row_with_a_shuffled_branch(tmp_path):
+def test_a_run_with_a_shuffled_branch(tmp_path):
     """The control of a study, through its moving average too, which must not average the order of the grid."""
     config = tiny_run(tmp_path, "model.kernels=[1,3s]", "recipe.ema_decay=0.9")
     assert "branches 1x1+3x3s" in run_label(config)
@@ -195,7 +195,7 @@ def test_key_ignores_paths_and_devices_and_sees_the_rest(tmp_path):
         assert run_key(tiny_run(tmp_path, other)) != key, other
 
 
-def test_truncated_record_is_set_aside_and_the_row_run_again(finished, tmp_path):
+def test_truncated_record_is_set_aside_and_the_run_done_again(finished, tmp_path):
     config = tiny_run(tmp_path)
     path = record_path(config["results_dir"], config["study"], run_key(config))
     path.parent.mkdir(parents=True)
@@ -205,7 +205,7 @@ def test_truncated_record_is_set_aside_and_the_row_run_again(finished, tmp_path)
     assert_same_result(config, finished)
 
 
-def test_truncated_checkpoint_is_set_aside_and_the_row_run_again(finished, tmp_path, caplog):
+def test_truncated_checkpoint_is_set_aside_and_the_run_done_again(finished, tmp_path, caplog):
     config = tiny_run(tmp_path)
     run_folder(config).mkdir(parents=True)
     (run_folder(config) / "last.ckpt").write_bytes(b"PK\x03\x04 half a checkpoint")
@@ -408,7 +408,7 @@ def test_bf16_compile_and_branches_flags(tmp_path, model, monkeypatch):
     assert not any("_orig_mod" in name for name in load_file(run_folder(config) / "model.safetensors"))
 
 
-def test_a_row_that_another_process_trains_is_left_alone(tmp_path):
+def test_a_run_that_another_process_trains_is_left_alone(tmp_path):
     config = tiny_run(tmp_path)
     with run_lock(run_folder(config)) as owner:
         assert owner is None
@@ -460,7 +460,7 @@ def wait_for_checkpoint(folder: Path, process: Forked) -> None:
 
 
 @pytest.mark.parametrize(("how", "status"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
-def test_an_interrupted_row_continues_bit_for_bit(undisturbed, tmp_path, how, status):
+def test_an_interrupted_run_continues_bit_for_bit(undisturbed, tmp_path, how, status):
     killed = tiny_run(tmp_path, *LONGER)
     process = start("experiments/ablate.py", *overrides_of(killed))
     wait_for_checkpoint(run_folder(killed), process)

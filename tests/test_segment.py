@@ -108,14 +108,14 @@ def test_record_says_what_was_trained_and_measured(finished):
     assert record["params"] == sum(p.numel() for p in net.parameters())
 
 
-def test_weights_are_kept_and_the_row_is_not_run_again(finished):
+def test_weights_are_kept_and_the_run_is_not_done_again(finished):
     path = f"{finished['output_dir']}/{finished['study']}/{key_of(finished)}/model.safetensors"
     net, metadata = load_model(path)
     assert net.num_classes == 11 and metadata["study"] == finished["study"]
     assert execute(finished).state == "skipped"
 
 
-def test_an_interrupted_row_goes_on_as_if_nothing_had_happened(finished, camvid, tmp_path, monkeypatch):
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(finished, camvid, tmp_path, monkeypatch):
     config = tiny(tmp_path, camvid)
 
     def stop(self, trainer, module, batch, number):
@@ -131,7 +131,7 @@ def test_an_interrupted_row_goes_on_as_if_nothing_had_happened(finished, camvid,
     assert ours["curve"] == whole["curve"] and ours["class_iou_pct"] == whole["class_iou_pct"]
 
 
-def test_a_classifier_to_start_from_is_part_of_the_row_by_its_content(finished, camvid, tmp_path, caplog):
+def test_a_classifier_to_start_from_is_part_of_the_run_by_its_content(finished, camvid, tmp_path, caplog):
     caplog.set_level("INFO")
     files = [tmp_path / f"{name}.safetensors" for name in ("one", "other")]
     for file in files:
@@ -231,7 +231,7 @@ def test_other_backbones_start_from_timms_weights(camvid, tmp_path):
     assert outcome.state == "failed" and "resnet.safetensors: these weights have none of the formats" in outcome.message
 
 
-def test_the_command_names_a_mask_with_unknown_labels_and_runs_rows_side_by_side(tmp_path):
+def test_the_command_names_a_mask_with_unknown_labels_and_runs_side_by_side(tmp_path):
     root = write_camvid(tmp_path / "data", train=2, test=1)
     bad = root / "CamVid/trainannot/a1.png"
     Image.fromarray(np.full((48, 64), 77, dtype=np.uint8)).save(bad)

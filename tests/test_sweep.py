@@ -26,7 +26,7 @@ def records(folder: Path) -> list[dict]:
     return [json.loads(path.read_text()) for path in sorted(folder.glob("r/s/records/*.json"))]
 
 
-def test_failed_rows_are_named_and_the_others_finish(tmp_path):
+def test_failed_runs_are_named_and_the_others_finish(tmp_path):
     done = sweep(tmp_path, "model.share_sets=[4,16],[3,16],[2,8],[5,16]")
     text = done.stdout + done.stderr
     assert done.returncode == 1
@@ -39,14 +39,14 @@ def test_failed_rows_are_named_and_the_others_finish(tmp_path):
     assert again.returncode == 0 and "2 runs: 2 skipped" in again.stderr
 
 
-def test_rows_side_by_side_with_joblib(tmp_path):
+def test_runs_side_by_side_with_joblib(tmp_path):
     done = sweep(tmp_path, "seed=0,1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "trainer.threads=1")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 runs: 2 finished" in done.stderr
     assert sorted(r["seed"] for r in records(tmp_path)) == [0, 1]
 
 
-def test_two_sweeps_at_once_train_each_row_once(tmp_path):
+def test_two_sweeps_at_once_train_each_run_once(tmp_path):
     folders = [f"results_dir={tmp_path}/r", f"output_dir={tmp_path}/o"]
     arguments = ("experiments/ablate.py", *ROWS, *folders, "seed=0,1,2", "recipe.epochs=4")
     ended = [process.wait() for process in [start(*arguments), start(*arguments)]]
@@ -82,7 +82,7 @@ def test_absent_data_is_said_once_with_the_remedy(tmp_path):
     assert summary.count("data=patterns") == 1 and "data.root=FOLDER" in summary
 
 
-def test_every_sweep_composes_and_has_the_rows_it_says():
+def test_every_sweep_composes_and_has_the_runs_it_says():
     expected = {
         "locality": 8, "locality_small": 8, "demo": 6, "share_sets": 2, "global_perceptron": 4, "kernels": 12,
         "sharing": 12, "fractions": 8, "any_mlp": 4, "fractions_small": 8, "kernels_small": 12, "stronger": 8,
@@ -117,7 +117,7 @@ def test_label_names_what_was_added_to_the_recipe():
     assert run_label(config) == f"repmlpnet_cifar, branches 1x1+3x3, S=8,32, {said}"
 
 
-def test_sweeps_of_segmentation_are_the_same_rows_for_both_commands():
+def test_sweeps_of_segmentation_are_the_same_runs_for_both_commands():
     for name, data, epochs in (("segmentation", "cityscapes", 216), ("segmentation_small", "camvid", 30)):
         with initialize_config_dir(str(ROOT / "experiments/conf"), version_base="1.3"):
             params = compose("segment", [f"+sweep={name}"], return_hydra_config=True).hydra.sweeper.params
@@ -186,7 +186,7 @@ def test_commands_at_the_end_can_be_copied(tmp_path, capsys):
     assert f"--study 'a b' --results '{tmp_path}/my results'" in capsys.readouterr().err
 
 
-def test_summary_counts_rows_that_never_reported(tmp_path, capsys):
+def test_summary_counts_runs_that_never_reported(tmp_path, capsys):
     start_plan(tmp_path, [["seed=0"], ["seed=1"]])
     note_outcome(tmp_path, 0, Outcome("finished", "first", "k", seconds=3))
     assert "run 2/2: second (about" in progress_line(tmp_path, 1, "second")
