@@ -85,9 +85,9 @@ def plain(value: Any) -> str:
 
 
 def start(config: Mapping[str, Any]) -> str:
-    """Say what the weights of a run were at its start: "scratch", or the first digits of a backbone's hash."""
-    backbone = config["model"].get("backbone")
-    return f"weights {backbone[:8]}" if backbone else "scratch"
+    """Say what the weights of a run were at its start: "scratch", or the first digits of the hash of their file."""
+    weights = config["model"].get("backbone") or config["model"].get("weights")
+    return f"weights {weights[:8]}" if weights else "scratch"
 
 
 def with_setup(records: pd.DataFrame) -> pd.DataFrame:

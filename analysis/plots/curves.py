@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from figures import save, style_of
 from matplotlib.ticker import MaxNLocator
-from records import layers_of
+from records import layers_of, start
 
 from repmlp.branches import label as branch_label
 from repmlp.locality import uniform_profile
@@ -18,7 +18,7 @@ from repmlp.runs.key import cell_key
 DRAWN = {
     "classification": (
         *("top1_pct", "top-1", "cross-entropy"),
-        {"share_sets": "S=", "global_perceptron": "Global Perceptron "},
+        {"share_sets": "S=", "global_perceptron": "Global Perceptron ", "start": "from "},
     ),
     "segmentation": (
         *("miou_pct", "mIoU", "cross-entropy, both heads"),
@@ -78,7 +78,9 @@ def draw(records: pd.DataFrame, title: str, stem: Path, task: str = "classificat
     """
     measure, word_of_measure, word_of_loss, differing = DRAWN[task]
     records = records.assign(
-        label=[branch_label(kernels) for kernels in records["kernels"]], cell=[cell_key(c) for c in records["config"]]
+        label=[branch_label(kernels) for kernels in records["kernels"]],
+        cell=[cell_key(c) for c in records["config"]],
+        start=[start(config) for config in records["config"]],
     )
     for field, word in differing.items():
         if records.groupby("model")[field].agg(lambda column: len(set(map(str, column)))).max() > 1:
