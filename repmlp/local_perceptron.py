@@ -113,8 +113,7 @@ class LocalPerceptron(nn.Module):
                 # (N, C, h, w) -> (N*C/S, S, h, w) -> (N, C, h, w)
                 y = conv(y.reshape(n * (c // self.share_sets), self.share_sets, h, w)).reshape(n, c, h, w)
             else:
-                kernel = copies(conv.weight, c // self.share_sets)
-                y = F.conv2d(y, kernel, None, conv.stride, conv.padding, conv.dilation, c)
+                y = depthwise(y, conv.weight, self.share_sets, conv.padding, conv.dilation)
             if shuffled and back is not None:
                 y = reordered(y, back)
             # (N, C, h, w) -> (N*C/S, S, h, w)
@@ -191,9 +190,17 @@ def branches_by(model: nn.Module, way: str) -> nn.Module:
 
 
 @torch.fx.wrap
-def copies(kernel: Tensor, number: int) -> Tensor:
-    """Repeat the kernels of S sets for all channels: (S, 1, kh, kw) -> (number*S, 1, kh, kw)."""
-    return kernel.repeat(fixed(number), 1, 1, 1)
+def depthwise(
+    x: Tensor, kernel: Tensor, share_sets: int, padding: tuple[int, int], dilation: tuple[int, int]
+) -> Tensor:
+    """Convolve each of C channels with the kernel of its share-set: (N, C, h, w) -> (N, C, h, w).
+
+    kernel: (S, 1, kh, kw), repeated for all channels, interleaved as these are.
+    """
+    channels = x.shape[1]
+    # (S, 1, kh, kw) -> (C, 1, kh, kw)
+    repeated = kernel.repeat(fixed(channels // share_sets), 1, 1, 1)
+    return F.conv2d(x, repeated, None, 1, padding, dilation, channels)
 
 
 def tap_places(taps: tuple[int, int], dilation: int, size: tuple[int, int], like: Tensor) -> Tensor:
