@@ -21,7 +21,7 @@ from repmlp.data import build_segmentation_data
 from repmlp.data.decoded import to_tensor
 from repmlp.models.build import check_num_classes
 from repmlp.models.pspnet import PSPNet
-from repmlp.models.repmlp_resnet import takes_any_size
+from repmlp.models.repmlp_partitions import takes_any_size
 from repmlp.models.upernet import predict
 from repmlp.runs.key import PATHS
 from repmlp.runs.progress import told

@@ -17,7 +17,10 @@ if TYPE_CHECKING:  # for editors and type checkers; HOMES says the same, which a
     from repmlp.layers import GlobalPerceptron, RepMLPBlock, SetSharingFC
     from repmlp.local_perceptron import LocalPerceptron
     from repmlp.models.build import build_model
-    from repmlp.models.repmlp_resnet import RepMLPResNet, insert, load_older_backbone, resize_partitions
+    from repmlp.models.repmlp_insertion import insert
+    from repmlp.models.repmlp_partitions import resize_partitions
+    from repmlp.models.repmlp_resnet import RepMLPResNet
+    from repmlp.models.repmlp_weights import load_older_backbone
     from repmlp.models.repmlpnet import RepMLPNet
     from repmlp.reparam import BatchNormStats, Branch, conv_to_fc, fuse_bn, merge_branches
     from repmlp.repmlp_block import RepMLP
@@ -33,7 +36,10 @@ HOMES = {  # module: the names that this package shows of it
     "layers": ("GlobalPerceptron", "RepMLPBlock", "SetSharingFC"),
     "local_perceptron": ("LocalPerceptron",),
     "models.build": ("build_model",),
-    "models.repmlp_resnet": ("RepMLPResNet", "insert", "load_older_backbone", "resize_partitions"),
+    "models.repmlp_insertion": ("insert",),
+    "models.repmlp_partitions": ("resize_partitions",),
+    "models.repmlp_resnet": ("RepMLPResNet",),
+    "models.repmlp_weights": ("load_older_backbone",),
     "models.repmlpnet": ("RepMLPNet",),
     "reparam": ("BatchNormStats", "Branch", "conv_to_fc", "fuse_bn", "merge_branches"),
     "repmlp_block": ("RepMLP",),

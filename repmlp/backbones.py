@@ -12,7 +12,8 @@ from timm.models.resnet import ResNet
 from torch import nn
 
 from repmlp.models.pspnet import PSPNet
-from repmlp.models.repmlp_resnet import RepMLPResNet, load_older_backbone
+from repmlp.models.repmlp_resnet import RepMLPResNet
+from repmlp.models.repmlp_weights import load_older_backbone
 from repmlp.models.repmlpnet import RepMLPNet, checkpoint_filter_fn
 from repmlp.models.upernet import UperNet
 from repmlp.reading import read

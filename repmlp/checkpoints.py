@@ -21,7 +21,7 @@ from repmlp.branches import BranchSpec, values
 from repmlp.deployment import deploy
 from repmlp.key_names import Configuration, config_of, convert, to_official, unwrap
 from repmlp.models.build import build_model, merged_copy
-from repmlp.models.repmlp_resnet import arguments_of, from_weights
+from repmlp.models.repmlp_weights import arguments_of, from_weights
 from repmlp.models.repmlpnet import RepMLPNet
 from repmlp.older_key_names import convert_older, is_older
 from repmlp.reading import metadata_of, read

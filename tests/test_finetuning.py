@@ -121,4 +121,4 @@ def test_a_run_starts_from_weights(tmp_path, caplog):
 
 def test_segmentation_says_which_setting_it_has():
     config = compose_config("weights=x.safetensors", name="segment")
-    assert "UperNet starts from backbone=FILE" in execute(config).message
+    assert "a network that labels pixels starts from backbone=FILE" in execute(config).message

@@ -12,7 +12,7 @@ import repmlp
 from repmlp import RepMLPResNet, fold_batch_norms, load_older_backbone
 from repmlp.cost import count_macs, count_params
 from repmlp.models.pspnet import PSPNet, PyramidPooling, build_pspnet
-from repmlp.models.repmlp_resnet import map_sizes
+from repmlp.models.repmlp_partitions import map_sizes
 from repmlp.older_key_names import to_older
 
 REPMLP = {"encoder": "repmlp_res50_g4_8_320", "arguments": {"global_reductions": (4, 8)}}

@@ -19,7 +19,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import repmlp.export
 from repmlp import RepMLP, RepMLPResNet, fold_batch_norms, insert, load_older, resize_partitions
 from repmlp.cost import count_macs, count_params
-from repmlp.models.repmlp_resnet import RepMLPBottleneck, RepMLPLight, map_sizes
+from repmlp.models.repmlp_bottleneck import RepMLPBottleneck, RepMLPLight
+from repmlp.models.repmlp_partitions import map_sizes
 from repmlp.older_key_names import convert_older, to_older
 
 NAMES = timm.list_models("repmlp_res50*", module="repmlp_resnet")

@@ -17,7 +17,7 @@ from repmlp.data import DATASETS, SEGMENTATION, build_data, build_segmentation_d
 from repmlp.finetuning import start_from
 from repmlp.models.build import ARCHITECTURES, PIXELS, build_model
 from repmlp.models.pspnet import PSPNet
-from repmlp.models.repmlp_resnet import check_images, takes_any_size
+from repmlp.models.repmlp_partitions import check_images, takes_any_size
 from repmlp.models.repmlpnet import RepMLPNet
 from repmlp.models.upernet import STRIDE
 from repmlp.runs.progress import told
