@@ -56,7 +56,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--layer", help="show this layer only: its number from 0, or its name")
     parser.add_argument("--results", type=Path, default=ROOT / "results")
     parser.add_argument("--outputs", type=Path, default=ROOT / "outputs")
-    parser.add_argument("--output", type=Path, help="the page (default: OUTPUTS/explorer/RUN.html)")
+    parser.add_argument(
+        "--out", "--output", dest="output", type=Path, help="the page (default: OUTPUTS/explorer/RUN.html)"
+    )
     options = parser.parse_args(argv)
     given = [each for each in (options.file, options.checkpoint, options.study) if each is not None]
     if len(given) != 1:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:  # torch and what needs it is imported where it is used: --hel
 
 SHOWN = 20  # most classes whose recall is printed
 PRECISIONS = ("float32", "bf16", "int8")
+GENERATED = ("data_seed", "shift", "answer")  # settings of the embedded patterns that say what their classes are
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
@@ -79,13 +80,13 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     net, network, metadata = open_checkpoint(place(config.checkpoint))
     trained = TrainedOn.from_metadata(metadata)
     if network["arch"] in PIXELS:
-        check_data(config.checkpoint, trained, config.data.name)
+        check_data(config.checkpoint, trained, config.data)
         return evaluate_masks(config, net, trained, device)
     if config.model.img_size is None:
         height, width = image_size(net, network)
         config.model.img_size = height if height == width else None
     settings = OmegaConf.to_container(config.data, resolve=True)
-    check_data(config.checkpoint, trained, settings["name"])
+    check_data(config.checkpoint, trained, settings)
     data = build_data(settings, batch_size=1, seed=0, evaluation_only=True)
     data.prepare_data()
     check_classes(config.checkpoint, trained, data.info.class_names)
@@ -141,11 +142,18 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     }
 
 
-def check_data(checkpoint: str, trained: TrainedOn, name: str) -> None:
-    """Raise ValueError where a checkpoint says that it was trained on another data set than `name`."""
-    own = trained.data.get("name", name)
-    if own != name:
-        raise ValueError(f"{checkpoint} was trained on data={own}, and would be measured on {name}: say data={own}")
+def check_data(checkpoint: str, trained: TrainedOn, settings: Mapping[str, Any]) -> None:
+    """Raise ValueError where a checkpoint says that it was trained on other data than `settings` name.
+
+    Another data set, or generated images whose classes mean something else.
+    """
+    for name in ("name", *GENERATED):
+        own, given = trained.data.get(name, settings.get(name)), settings.get(name)
+        if own != given:
+            said = "data" if name == "name" else f"data.{name}"
+            raise ValueError(
+                f"{checkpoint} was trained on {said}={own}, and would be measured on {given}: say {said}={own}"
+            )
 
 
 def check_classes(checkpoint: str, trained: TrainedOn, names: Sequence[str]) -> None:

@@ -72,6 +72,9 @@ def write_table(config: DictConfig, folder: Path, files: list[Path]) -> list[Pat
     header, masks = ["image", "class", "probability", *(f"p({name})" for name in names)], None
     if settings["arch"] in PIXELS:
         header, masks = ["image", "labels", *(f"share({name})" for name in names)], out.with_suffix("")
+        among = masks == folder or folder in masks.parents or masks in folder.parents
+        if place(config.images).is_dir() and among:  # they would be images of the next call
+            raise ValueError(f"out={config.out}: the label maps would go to {masks}, among the images: choose another")
         transform, size = whole_image(trained), 1
     else:
         transform = eval_transform(image_size(model, settings), interpolation, trained.mean, trained.std)

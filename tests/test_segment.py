@@ -26,6 +26,7 @@ from repmlp.checkpoints import load_model, save_model
 from repmlp.cost import count_macs
 from repmlp.models.build import build_model, merged_copy
 from repmlp.models.pspnet import PSPNet, build_pspnet
+from repmlp.models.upernet import predict as predict_pixels
 from repmlp.reading import read
 from repmlp.repmlp_block import RepMLP
 from repmlp.runs import run as runs
@@ -346,6 +347,16 @@ def test_evaluation_measures_what_the_record_says(trained, finished, camvid, tmp
         evaluate.evaluate(OmegaConf.create(compose_config(f"checkpoint={weights}", name="evaluate")))
 
 
+def test_other_meanings_of_the_classes_are_refused():
+    trained = TrainedOn({"name": "patterns", "data_seed": 0, "shift": 2, "answer": "texture"})
+    given = {"name": "patterns", "data_seed": 0, "shift": 2, "answer": "texture"}
+    evaluate.check_data("f", trained, given)
+    evaluate.check_data("f", TrainedOn({"name": "patterns"}), given)  # an older file does not tell
+    for name, other in (("shift", 0), ("answer", "both"), ("data_seed", 1)):
+        with pytest.raises(ValueError, match=f"f was trained on data.{name}=.* measured on {other}: say data.{name}="):
+            evaluate.check_data("f", trained, {**given, name: other})
+
+
 def test_predictions_are_label_maps_of_whole_images(trained, camvid, tmp_path):
     _, _, weights = trained
     images = tmp_path / "images"
@@ -380,6 +391,17 @@ def test_predictions_are_label_maps_of_whole_images(trained, camvid, tmp_path):
         assert float(rows[1][name]) == pytest.approx((found == number).mean(), abs=1e-6)
 
 
+@pytest.mark.parametrize("out", ["images.csv", "images/maps.csv"])
+def test_label_maps_never_lie_among_the_images(trained, tmp_path, out):
+    images = tmp_path / "images"
+    images.mkdir()
+    Image.fromarray(np.zeros((32, 64, 3), np.uint8)).save(images / "a.png")
+    given = compose_config(f"checkpoint={trained[2]}", f"images={images}", f"out={tmp_path / out}", name="predict")
+    with pytest.raises(ValueError, match="among the images: choose another"):
+        predict.predict(OmegaConf.create(given))
+    assert [path.name for path in tmp_path.rglob("*")] == ["images", "a.png"]
+
+
 def test_a_network_of_one_size_sees_windows_of_it():
     """Also where the file does not tell how it was evaluated."""
     narrow = {"channels": (4, 4, 8, 16), "layers": (1, 2, 2, 1)}
@@ -388,6 +410,10 @@ def test_a_network_of_one_size_sees_windows_of_it():
     net = build_pspnet("repmlp_res50_224", (32, 64), (1, 3), arguments=repmlp)
     assert masks.window_of(TrainedOn(), net) == [32, 64]
     assert masks.window_of(TrainedOn(window=(64, 64)), net) == [64, 64]
+    small, net = torch.randn(1, 3, 20, 30), net.eval()  # padded to a window
+    with torch.no_grad():
+        expected = net(torch.nn.functional.pad(small, (0, 34, 0, 12)))[:, :, :20, :30]
+        assert torch.allclose(predict_pixels(net, small, [32, 64]), expected, atol=1e-6)
     free = build_pspnet("repmlp_res50_224", (32, 64), (1, 3), arguments={**repmlp, "global_perceptron": False})
     assert masks.window_of(TrainedOn(), free) is None
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repmlp.branches import BranchSpec, values
+from repmlp.models.repmlp_partitions import takes_any_size
 from repmlp.models.repmlpnet import RepMLPNet
 
 STRIDE = 32  # of the backbones' last map
@@ -126,14 +127,15 @@ def predict(net: nn.Module, images: Tensor, window: Sequence[int] | None = None)
     Images are padded at the bottom and right to multiples of 32 with zeros, the mean colour of normalised images, and
     the logits are cropped back. window: (height, width) of windows that slide over the padded image by at most two
     thirds of their size (mmsegmentation's habit; a side of 32 pixels by all of it), logits averaged where they overlap;
-    None to take the image as a whole.
+    None to take the image as a whole. A network that takes images of one size alone (a ResNet with Global Perceptrons)
+    sees images that are smaller than a window padded to its size.
     Raises ValueError for a window that is no two multiples of 32.
     """
     height, width = images.shape[2:]
     if window is None:
         return net(_pad(images))[:, :, :height, :width]
     check_window(window)
-    images = _pad(images)
+    images = _pad(images, (1, 1) if takes_any_size(getattr(net, "backbone", net)) else window)
     tops, lefts = (
         _window_starts(length, min(side, length)) for length, side in zip(images.shape[2:], window, strict=True)
     )
@@ -159,10 +161,10 @@ def check_window(window: Sequence[int] | None) -> None:
         raise ValueError(f"window={window}: use [height, width], multiples of {STRIDE}")
 
 
-def _pad(images: Tensor) -> Tensor:
-    """Pad images with zeros at the bottom and right to multiples of 32."""
-    height, width = images.shape[2:]
-    return F.pad(images, (0, -width % STRIDE, 0, -height % STRIDE))
+def _pad(images: Tensor, least: Sequence[int] = (1, 1)) -> Tensor:
+    """Pad images with zeros at the bottom and right to multiples of 32, of at least (height, width)."""
+    height, width = (max(side + -side % STRIDE, low) - side for side, low in zip(images.shape[2:], least, strict=True))
+    return F.pad(images, (0, width, 0, height))
 
 
 def _window_starts(length: int, side: int) -> list[int]:

@@ -52,12 +52,12 @@ def train(settings: Run, folder: Path, path: Path, deadline: float | None, state
     if options.threads:
         torch.set_num_threads(options.threads)
     L.seed_everything(settings.seed, verbose=False)
+    trainer, history = make_trainer(settings, folder, state["commit"], deadline)
+    if options.graph:  # before anything is fetched or built
+        check_graphs(trainer.strategy.root_device)
     data = task.build_data(settings)
     data.prepare_data()
     net = branches_by(task.build_net(settings, data), options.branches)
-    trainer, history = make_trainer(settings, folder, state["commit"], deadline)
-    if options.graph:
-        check_graphs(trainer.strategy.root_device)
     if settings.recipe.merge_after is not None:
         first = round(settings.recipe.merge_after * settings.recipe.epochs)
         # before the history, which looks at the kernels

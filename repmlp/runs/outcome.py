@@ -12,7 +12,8 @@ from typing import Any
 from repmlp.branches import label as branch_label
 
 ADDITIONS = {  # settings that are said of a run where they are on
-    "model": ("drop_path_rate",), "data": ("randaugment",), "recipe": ("mixup", "cutmix", "ema_decay", "decay_all"),
+    "model": ("drop_path_rate",), "data": ("randaugment", "shift"),
+    "recipe": ("mixup", "cutmix", "ema_decay", "decay_all"),
 }  # fmt: skip
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # as Lightning reads them, the first that is set
 
@@ -52,6 +53,8 @@ def run_label(config: Mapping[str, Any]) -> str:
         parts.append(f"{config['data']['n_train']} images")
     parts.append(f"{config['recipe']['epochs']} epoch{'s' if config['recipe']['epochs'] != 1 else ''}")
     parts += [f"{name} {config[of][name]}" for of, names in ADDITIONS.items() for name in names if config[of].get(name)]
+    if config["data"].get("answer", "both") != "both":
+        parts.append(f"asked for the {config['data']['answer']}")
     if (share := config["recipe"].get("merge_after")) is not None:
         parts.append(f"merged after {share:.0%}")
     parts += [f"from {Path(config[name]).name}" for name in ("weights", "backbone") if config.get(name)]
