@@ -193,29 +193,26 @@ def estimates_table(rows: pd.DataFrame) -> pd.DataFrame:
             total = {form: total[form] + spent[form] for form in FORMS}
             size += weights
             side = math.isqrt(at["positions"])
-            table.append(
-                {
-                    "input": pixels,
-                    "stage": f"{number}: {len(stage)} FCs on {side}x{side}",
-                    "channels": at["channels"],
-                    "share-sets": at["share_sets"],
-                    **_seconds(spent),
-                    "weights GiB": f"{weights / 2**30:.3f}",
-                    "estimate": "within what was measured" if inside else "extrapolated",
-                }
-            )
-        table.append(
-            {
-                "input": pixels,
-                "stage": "all",
-                "channels": "",
-                "share-sets": "",
-                **_seconds(total),
-                "weights GiB": f"{size / 2**30:.3f}",
-                "estimate": "extrapolated" if beyond else "within what was measured",
-            }
-        )
+            words = f"{number}: {len(stage)} FCs on {side}x{side}"
+            table.append(_line(pixels, words, at["channels"], at["share_sets"], spent, weights, inside))
+        table.append(_line(pixels, "all", "", "", total, size, not beyond))
     return pd.DataFrame(table)
+
+
+def _line(
+    pixels: int, stage: str, channels: int | str, sets: int | str, times: Mapping[str, np.ndarray], size: float,
+    inside: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """Write a line of the estimates; times: of each form. size: of the weights in bytes. inside: what was measured."""
+    return {
+        "input": pixels,
+        "stage": stage,
+        "channels": channels,
+        "share-sets": sets,
+        **_seconds(times),
+        "weights GiB": f"{size / 2**30:.3f}",
+        "estimate": "within what was measured" if inside else "extrapolated",
+    }
 
 
 def _numbers(at: Mapping[str, int]) -> int:

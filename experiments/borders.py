@@ -87,7 +87,7 @@ def borders(config: DictConfig) -> tuple[Path, dict[str, Any]]:
     from repmlp.data import build_segmentation_data
     from repmlp.models.build import check_num_classes, merged_copy
     from repmlp.models.upernet import UperNet
-    from repmlp.runs.provenance import device_name, git_state, processor, versions
+    from repmlp.runs.provenance import git_state, measured_on
 
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -135,10 +135,7 @@ def borders(config: DictConfig) -> tuple[Path, dict[str, Any]]:
         "n_images": len(names),
         "distances": list(range(0, tile // 2, config.bin)),
         **{name: value.tolist() for name, value in counts._asdict().items()},
-        "device": device_name(device),
-        "processor": processor(),
-        "threads": torch.get_num_threads(),
-        "versions": versions(("torch", "timm", "numpy", "segmentation-models-pytorch")),
+        **measured_on(device, ("torch", "timm", "numpy", "segmentation-models-pytorch")),
         **git_state(),
         "config": {"model": model, "data": {name: value for name, value in settings.items() if name not in PATHS}},
     }

@@ -69,7 +69,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     from repmlp.data import build_data
     from repmlp.export import image_size, onnx_session, run_onnx
     from repmlp.models.build import PIXELS, check_num_classes
-    from repmlp.runs.provenance import device_name, processor, versions
+    from repmlp.runs.provenance import measured_on
     from repmlp.training.classifier import tops
     from repmlp.training.merge_check import compare_merged
     from repmlp.training.recalls import Recalls
@@ -135,10 +135,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
         "merging": metrics,
         "quantised": None if quantised is None else quantised._asdict(),
         "calibration_images": None if quantised is None else config.calibration_images,
-        "device": device_name(device),
-        "processor": processor(),
-        "threads": torch.get_num_threads(),
-        "versions": versions(packages),
+        **measured_on(device, packages),
     }
 
 

@@ -25,7 +25,7 @@ from repmlp.models.repmlp_partitions import takes_any_size
 from repmlp.models.upernet import predict
 from repmlp.runs.key import PATHS
 from repmlp.runs.progress import told
-from repmlp.runs.provenance import device_name, processor, versions
+from repmlp.runs.provenance import measured_on
 from repmlp.trained_on import TrainedOn
 from repmlp.training.segmenter import compare_merged_masks
 
@@ -52,10 +52,7 @@ def evaluate_masks(config: DictConfig, net: nn.Module, trained: TrainedOn, devic
         "images": n,
         "window": window,
         **metrics,
-        "device": device_name(device),
-        "processor": processor(),
-        "threads": torch.get_num_threads(),
-        "versions": versions(["torch", "timm"]),
+        **measured_on(device, ["torch", "timm"]),
     }
 
 

@@ -29,7 +29,7 @@ def read(path: Path | str) -> dict[str, Any]:
         try:
             return load_file(path)
         except SafetensorError as error:
-            raise ValueError(f"{path} is no whole safetensors file ({error}): fetch or write it again") from error
+            raise _not_whole(path, error) from error
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a cut file fails in any of a dozen ways
@@ -53,7 +53,11 @@ def metadata_of(path: Path) -> dict[str, str]:
         with safe_open(path, "pt") as file:
             return file.metadata() or {}
     except SafetensorError as error:
-        raise ValueError(f"{path} is no whole safetensors file ({error}): fetch or write it again") from error
+        raise _not_whole(path, error) from error
+
+
+def _not_whole(path: Path, error: SafetensorError) -> ValueError:
+    return ValueError(f"{path} is no whole safetensors file ({error}): fetch or write it again")
 
 
 class _Inert:

@@ -113,6 +113,21 @@ def tiny_config(folder: Path, *overrides: str) -> dict:
     return config | {name: path for name, path in folders.items() if name not in given}
 
 
+def interrupt(config: dict, epoch: int) -> None:
+    """Start a run and end it by Ctrl-C at the first step of an epoch, counted from 0."""
+    from repmlp.runs.run import execute
+    from repmlp.training.history import History
+
+    def stop(self, trainer, module, batch, number):
+        if trainer.current_epoch == epoch:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(History, "on_train_batch_start", stop)
+        with pytest.raises(KeyboardInterrupt):
+            execute(config)
+
+
 class Preloaded:
     """The process whose forks are the commands (preloaded.py). It imports what they need with the first of them.
 

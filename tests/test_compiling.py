@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import tiny_config
+from conftest import interrupt, tiny_config
 from torch import nn
 
 from repmlp import build_model
@@ -13,7 +13,6 @@ from repmlp.runs.record import read_record, record_path
 from repmlp.runs.run import execute
 from repmlp.training import compiling
 from repmlp.training.compiling import compile_for_training
-from repmlp.training.history import History
 
 TINY_NET = ("model=resmlp_tiny", "model.depth=1")
 
@@ -99,18 +98,11 @@ def test_equal_units_share_a_graph(graphs, monkeypatch, config, most, kinds, uni
         torch.testing.assert_close(found, plain, rtol=1e-9, atol=1e-12)
 
 
-def test_a_compiled_run_goes_on_after_an_interruption(tmp_path, graphs, monkeypatch):
+def test_a_compiled_run_goes_on_after_an_interruption(tmp_path, graphs):
     options = ("model=resmlp_tiny", "model.depth=2", "trainer.compile=true")
     whole, broken = tiny_config(tmp_path / "whole", *options), tiny_config(tmp_path / "broken", *options)
 
-    def stop(self, trainer, module, batch, number):
-        if trainer.current_epoch == 1:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(History, "on_train_batch_start", stop)
-        with pytest.raises(KeyboardInterrupt):
-            execute(broken)
+    interrupt(broken, epoch=1)
     assert graphs
     curves = []
     for config in (broken, whole):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import command, compose_config
+from conftest import command, compose_config, interrupt
 from PIL import Image
 from torchvision.transforms import v2
 
@@ -20,7 +20,6 @@ from repmlp.runs import fit
 from repmlp.runs.key import config_key, determining, run_key
 from repmlp.runs.run import execute
 from repmlp.training.classifier import Classifier
-from repmlp.training.history import History
 
 SIZE = 32
 # a mixer of two blocks without batch norm; timm's own have 15 million parameters
@@ -250,14 +249,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(folders, tmp_path
     overrides = ("recipe.epochs=4", "data.workers=1", "recipe.ema_decay=0.9", "seed=3")
     interrupted, whole = row(folders, tmp_path / "a", *overrides), row(folders, tmp_path / "b", *overrides)
 
-    def stop(self, trainer, module, batch, number):
-        if trainer.current_epoch == 2:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(History, "on_train_batch_start", stop)
-        with pytest.raises(KeyboardInterrupt):
-            execute(interrupted)
+    interrupt(interrupted, epoch=2)
     records, weights = [], []
     for config in (interrupted, whole):
         outcome = execute(config)

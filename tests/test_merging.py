@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from conftest import randomise_norms, tiny_config
+from conftest import interrupt, randomise_norms, tiny_config
 from torch import nn
 
 from repmlp.checkpoints import load_model
@@ -76,7 +76,7 @@ def test_a_network_without_such_layers_is_refused():
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5])
-def test_a_run_goes_on_after_an_interruption_on_either_side(tmp_path, monkeypatch, share):
+def test_a_run_goes_on_after_an_interruption_on_either_side(tmp_path, share):
     options = ("recipe.epochs=4", f"recipe.merge_after={share}", "model.kernels=[1,3]")
     whole = tiny_config(tmp_path / "whole", *options)
     outcome = execute(whole, label="whole")
@@ -84,15 +84,7 @@ def test_a_run_goes_on_after_an_interruption_on_either_side(tmp_path, monkeypatc
     expected = json.loads(record_path(whole["results_dir"], whole["study"], outcome.key).read_text())
     broken = tiny_config(tmp_path / "broken", *options)
     for epoch in (1, 2, 3):
-
-        def stop(self, trainer, module, batch, number, epoch=epoch):
-            if trainer.current_epoch == epoch and number == 0:
-                raise KeyboardInterrupt
-
-        with monkeypatch.context() as patched:
-            patched.setattr(History, "on_train_batch_start", stop)
-            with pytest.raises(KeyboardInterrupt):
-                execute(broken)
+        interrupt(broken, epoch)
     assert execute(broken).state == "finished"
     record = json.loads(record_path(broken["results_dir"], broken["study"], outcome.key).read_text())
     assert record["curve"] == expected["curve"] and record["top1_pct"] == expected["top1_pct"]

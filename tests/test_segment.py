@@ -13,7 +13,7 @@ import predict
 import pytest
 import timm
 import torch
-from conftest import command, compose_config, tiny_config, write_camvid
+from conftest import command, compose_config, interrupt, tiny_config, write_camvid
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from PIL import Image
@@ -36,7 +36,6 @@ from repmlp.runs.record import record_path
 from repmlp.runs.run import execute
 from repmlp.runs.settings import run_of
 from repmlp.trained_on import TrainedOn
-from repmlp.training.history import History
 
 CLASSIFIER = {
     "arch": "repmlpnet", "img_size": 32, "stem_stride": 4, "channels": [8, 16, 32, 64], "blocks": [1, 1, 1, 1],
@@ -116,17 +115,10 @@ def test_weights_are_kept_and_the_run_is_not_done_again(finished):
     assert execute(finished).state == "skipped"
 
 
-def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(finished, camvid, tmp_path, monkeypatch):
+def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(finished, camvid, tmp_path):
     config = tiny(tmp_path, camvid)
 
-    def stop(self, trainer, module, batch, number):
-        if trainer.current_epoch == 2:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(History, "on_train_batch_start", stop)
-        with pytest.raises(KeyboardInterrupt):
-            execute(config)
+    interrupt(config, epoch=2)
     assert execute(config).state == "finished"
     ours, whole = record_of(config), record_of(finished)
     assert ours["curve"] == whole["curve"] and ours["class_iou_pct"] == whole["class_iou_pct"]
@@ -426,7 +418,7 @@ def test_a_network_of_one_size_sees_windows_of_it():
     ["data=camvid"],
     ["data=camvid", "pspnet"],
 ])  # fmt: skip
-def test_a_runs_checkpoint_is_loaded_whatever_its_network(overrides, camvid, tmp_path, monkeypatch):
+def test_a_runs_checkpoint_is_loaded_whatever_its_network(overrides, camvid, tmp_path):
     if overrides == ["data=camvid", "pspnet"]:
         config = pspnet(tmp_path, camvid, "pspnet_slim_repmlp")
     elif overrides == ["data=camvid"]:
@@ -434,13 +426,7 @@ def test_a_runs_checkpoint_is_loaded_whatever_its_network(overrides, camvid, tmp
     else:
         config = tiny_config(tmp_path, *overrides)
 
-    def stop(self, trainer, module, batch, number):
-        if trainer.current_epoch == 1:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(History, "on_train_batch_start", stop)
-    with pytest.raises(KeyboardInterrupt):
-        execute(config)
+    interrupt(config, epoch=1)
     (file,) = tmp_path.rglob("last.ckpt")
     weights = torch.load(file, weights_only=True)["state_dict"]
     net = repmlp.load(file)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import tiny_config
+from conftest import interrupt, tiny_config
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 
@@ -15,7 +15,6 @@ from repmlp.runs.record import read_record, record_path
 from repmlp.runs.run import execute
 from repmlp.runs.settings import BadSetting, run_of
 from repmlp.training.base import RecipeModule
-from repmlp.training.history import History
 from repmlp.training.whole_step import WholeStep, captured
 
 DRAWING = ["model.drop_path_rate=0.3", "recipe.mixup=0.4", "recipe.epochs=3", "recipe.clip_norm=0.5"]
@@ -62,17 +61,10 @@ def test_a_run_of_whole_steps_is_the_run_without_bit_for_bit(tmp_path, replays, 
     assert len(replays) == steps - WholeStep.WARM_UP > 0
 
 
-def test_a_run_may_go_on_with_whole_steps_or_without(tmp_path, replays, monkeypatch):
-    def stop(self, trainer, module, batch, number):
-        if trainer.current_epoch == 2:
-            raise KeyboardInterrupt
-
+def test_a_run_may_go_on_with_whole_steps_or_without(tmp_path, replays):
     plain = result(tiny_config(tmp_path / "plain", *DRAWING))
     for name, first, then in (("a", [GRAPH], []), ("b", [], [GRAPH])):
-        with monkeypatch.context() as patched:
-            patched.setattr(History, "on_train_batch_start", stop)
-            with pytest.raises(KeyboardInterrupt):
-                execute(tiny_config(tmp_path / name, *DRAWING, *first))
+        interrupt(tiny_config(tmp_path / name, *DRAWING, *first), epoch=2)
         assert_same(result(tiny_config(tmp_path / name, *DRAWING, *then)), plain)
 
 

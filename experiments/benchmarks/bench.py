@@ -136,8 +136,7 @@ class Bench:
         """Write one record, named by its key, and return it; seconds: of the rounds, (rounds,)."""
         record = {"kind": kind, **self.common, **fact, "run": self.run, "rounds": self.rounds}
         if seconds is not None:
-            low, median, high = seconds.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)).tolist()
-            record |= {"seconds": median, "seconds_quartiles": [low, high]}
+            record |= {"seconds": middle(seconds), "seconds_quartiles": quartiles(seconds)}
         write_json(self.folder / f"{record_key(record)}.json", record)
         return record
 
@@ -150,6 +149,11 @@ def record_key(record: Mapping[str, Any]) -> str:
 def middle(seconds: Tensor) -> float:
     """Return the median."""
     return float(seconds.quantile(0.5))
+
+
+def quartiles(seconds: Tensor) -> list[float]:
+    """Return the lower and the upper one."""
+    return seconds.quantile(torch.tensor([0.25, 0.75], dtype=torch.float64)).tolist()
 
 
 def matmul(bench: Bench) -> Callable[[], Any]:

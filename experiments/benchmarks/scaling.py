@@ -20,7 +20,7 @@ import torch
 from repmlp import SetSharingFC
 from repmlp.statistics import fit_power_law
 
-from .bench import Bench, middle
+from .bench import Bench, middle, quartiles
 from .memory import peak_memory
 
 BATCH = 8
@@ -86,10 +86,6 @@ def case(at: Mapping[str, int], form: str, bench: Bench) -> tuple[Callable[[], A
         fc.zero_grad(set_to_none=True)
 
     return infer if deployed else train, size
-
-
-def quartiles(seconds: torch.Tensor) -> list[float]:
-    return seconds.quantile(torch.tensor([0.25, 0.75], dtype=torch.float64)).tolist()
 
 
 def exponent(points: list[int], numbers: list[Any]) -> dict[str, float] | None:

@@ -162,11 +162,10 @@ def make_trainer(settings: Run, folder: Path, commit: str | None, deadline: floa
     recipe, options = settings.recipe, settings.trainer
     bar = sys.stderr.isatty() if options.progress_bar is None else options.progress_bar
     history = History(folder, commit, show=not bar)
-    network = f"{network_words(settings.model)}, {data_words(_data_name(settings))}"
-    callbacks: list[L.Callback] = [
-        Checkpoints(folder, options.checkpoint_every, deadline),
-        KernelImages(options.kernel_image_every, network),
-    ]
+    callbacks: list[L.Callback] = [Checkpoints(folder, options.checkpoint_every, deadline)]
+    if 0 < options.kernel_image_every <= recipe.epochs:
+        network = f"{network_words(settings.model)}, {data_words(_data_name(settings))}"
+        callbacks.append(KernelImages(options.kernel_image_every, network))
     if options.compile:
         callbacks.append(EvaluationUncompiled())
     if bar:

@@ -37,6 +37,16 @@ def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
     return {name: version(name) for name in packages} | {"python": platform.python_version()}
 
 
+def measured_on(device: torch.device, packages: Iterable[str]) -> dict[str, Any]:
+    """Return what a measurement of ours says of the machine: device, processor, threads, versions of packages."""
+    return {
+        "device": device_name(device),
+        "processor": processor(),
+        "threads": torch.get_num_threads(),
+        "versions": versions(packages),
+    }
+
+
 def device_name(device: torch.device) -> str:
     """Return what trained: a GPU's name, or the kind of CPU; `processor` says which CPU."""
     if device.type == "cuda":

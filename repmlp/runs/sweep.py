@@ -222,8 +222,8 @@ def finish(folder: Path, results: Path | None = None) -> None:
     for (state, message), named in reasons.items():
         print(f"{words[state]}: {'; '.join(named)}: {message}", file=sys.stderr)
     if results is not None and (counts["finished"] or counts["skipped"]):
-        study, folder = shlex.quote(results.name), shlex.quote(str(results.parent))
-        elsewhere = "" if results.parent.absolute() == Path("results").absolute() else f" --results {folder}"
+        study, there = shlex.quote(results.name), shlex.quote(str(results.parent))
+        elsewhere = "" if results.parent.absolute() == Path("results").absolute() else f" --results {there}"
         print(
             f"records: {results / 'records'}; python analysis/make_tables.py --study {study}{elsewhere} and "
             f"python analysis/plot_curves.py {study}{elsewhere} show them",

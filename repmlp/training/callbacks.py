@@ -80,19 +80,18 @@ class AveragedWeights(WeightAveraging):
 class KernelImages(L.Callback):
     """Draw a kernel of the middle spatial layer into TensorBoard every few epochs, trained and injected side by side.
 
-    The drawing of the papers' figures, seen from the paper's point. every: epochs between two pictures, 0 for none.
+    The drawing of the papers' figures, seen from the paper's point. every: epochs between two pictures.
     network: the network and its data, in words.
-    Raises ModuleNotFoundError where pictures are wanted and matplotlib is not there.
+    Raises ModuleNotFoundError where matplotlib is not there.
     """
 
     def __init__(self, every: int, network: str):
-        if every:
-            need("train", "matplotlib")
+        need("train", "matplotlib")
         self.every, self.network = every, network
 
     @torch.no_grad()
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if not self.every or (trainer.current_epoch + 1) % self.every or trainer.global_rank:
+        if (trainer.current_epoch + 1) % self.every or trainer.global_rank:
             return
         from repmlp.heatmap import heatmap  # matplotlib, which most runs never need
 
