@@ -153,6 +153,7 @@ def pairs_table(rows: pd.DataFrame, slow: str) -> pd.DataFrame:
             {
                 **{key: name for key, name in zip([*keys, *where], names, strict=True) if key in told},
                 "ours ms": milliseconds(ours),
+                **({"ours linear ms": milliseconds(by_form["ours-linear"])} if "ours-linear" in by_form else {}),
                 f"{slow} ms": milliseconds(other),
                 "times faster": f"{other['seconds'] / ours['seconds']:.2f}",
                 "ours MiB": mebibytes(ours["peak_memory_bytes"]),

@@ -8,6 +8,7 @@ see DeployedUnit. Biases of the residual branches are carried on as constants in
 from __future__ import annotations
 
 import copy
+import time
 
 import torch
 import torch.fx
@@ -15,29 +16,43 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repmlp.folding import fold_batch_norms
+from repmlp.layers import CONVOLVED_FROM
 from repmlp.maps import cut_into_tiles, join_tiles, sets_first
 from repmlp.models.repmlpnet import ConvBNReLU, OverlappingEmbedding, RepMLPNet, RepMLPNetUnit
 from repmlp.parameters import batch_norm_stats, check_parameters, is_batch_norm
+from repmlp.processor import PRODUCTS
+from repmlp.products import by_convolution, check_products, convolved, usual_product
 from repmlp.reparam import fuse_bn
 from repmlp.repmlp_block import RepMLP
 from repmlp.tracing import plain, readable
 
 
-def deploy(model: nn.Module) -> nn.Module:
+def deploy(model: nn.Module, *, products: str | None = None, tune: Tensor | None = None) -> nn.Module:
     """Return a copy for inference without batch norms; the model stays as it was, train-time or merged.
 
     Arithmetic in float64, rounded once to the dtype of the model. The copy takes any image size that the model takes.
     Batch norms may be torch's, SyncBatchNorm, or frozen by timm (timm.layers.freeze_batch_norm_2d).
 
     model: a RepMLPNet, or a network with blocks of the older RepMLP, see fold_batch_norms; in evaluation mode.
+    products: how a RepMLPNet multiplies on a CPU, "linear" or "convolution" (see repmlp.products; an FC3 of a small map
+    or few images is linear in any case); None for what suits the processor. tune: images (N, in_chans, H, W) with which
+    each layer is timed in both ways to take the faster; right for that many images of that size, on this machine with
+    this many threads. What records the copy (export, compile, trace) gets linear layers in any case.
     Raises TypeError for another kind of model (timm.utils.reparameterize_model merges any), RuntimeError in training
     mode, ValueError for a backbone that features_only has cut, a batch norm with an activation in it (timm's
-    BatchNormAct2d), or weights that are computed from others (pruning, weight norm).
+    BatchNormAct2d), weights that are computed from others (pruning, weight norm), both products and tune, or either
+    for an older network, which has one way.
 
     >>> net = repmlp.deploy(timm.create_model("repmlpnet_t224").eval())
     >>> logits = net(images)  # (N, 3, 224, 224) -> (N, 1000)
     """
+    if products is not None:
+        check_products(products)
+        if tune is not None:
+            raise ValueError(f"products={products!r} and tune: give one of them, tune chooses the products")
     if not isinstance(model, RepMLPNet) and any(isinstance(module, RepMLP) for module in model.modules()):
+        if products is not None or tune is not None:
+            raise ValueError("products and tune choose how a RepMLPNet multiplies: leave them out for older networks")
         return fold_batch_norms(model)
     if not isinstance(model, RepMLPNet):
         raise TypeError(f"deploy() takes a RepMLPNet, got {type(model).__name__}: use timm.utils.reparameterize_model")
@@ -47,7 +62,40 @@ def deploy(model: nn.Module) -> nn.Module:
         raise ValueError("the model has no head (features_only, or global_pool=''): deploy the whole network")
     for module in model.modules():
         check_parameters(module)
-    return DeployedRepMLPNet(model).eval()
+    deployed = DeployedRepMLPNet(model).eval()
+    for unit in _units(deployed):
+        unit.fc3_products = unit.ffn_products = products or usual_product()
+    if tune is not None:
+        _tune(deployed, tune)
+    return deployed
+
+
+def _units(net: nn.Module) -> list[DeployedUnit]:
+    return [module for module in net.modules() if isinstance(module, DeployedUnit)]
+
+
+@torch.inference_mode()
+def _tune(net: DeployedRepMLPNet, images: Tensor) -> None:
+    """Give each layer of each unit the faster of its products, by timing both on what these images are there."""
+    inputs: dict[DeployedUnit, Tensor] = {}
+    hooks = [
+        unit.register_forward_pre_hook(lambda unit, arguments: inputs.update({unit: arguments[0]}))
+        for unit in _units(net)
+    ]
+    net(images)
+    for hook in hooks:
+        hook.remove()
+    for unit, x in inputs.items():
+        for layer in ("fc3_products", "ffn_products"):
+            seconds: dict[str, list[float]] = {way: [] for way in PRODUCTS}
+            for _ in range(_ROUNDS):
+                for way, so_far in seconds.items():
+                    setattr(unit, layer, way)
+                    start = time.perf_counter()
+                    unit(x)
+                    so_far.append(time.perf_counter() - start)
+            # the quickest of the rounds, which other work on the machine disturbs least
+            setattr(unit, layer, min(PRODUCTS, key=lambda way: min(seconds[way])))
 
 
 class DeployedRepMLPNet(nn.Module):
@@ -137,6 +185,7 @@ class DeployedUnit(nn.Module):
         super().__init__()
         fc = unit.block.channel_perceptron
         self.size, self.share_sets = fc.size, fc.share_sets
+        self.fc3_products = self.ffn_products = PRODUCTS[0]  # see deploy
         dtype = fc.weight.dtype
         weight, bias = (tensor.detach() for tensor in fc.merged())
         scale, shift = batch_norm_stats(unit.norm1).affine(torch.float64)
@@ -182,17 +231,28 @@ class DeployedUnit(nn.Module):
         block = join_tiles(block, (height, width)).reshape(n, c, height * width)
         x = x.reshape(n, c, height * width)
         x = x + block if gate is None else torch.addcmul(x, gate.unsqueeze(2), block)
-        return ffn_with_residual(x, self.ffn1, self.ffn1_bias, self.ffn2).view(n, c, height, width)
+        x = ffn_with_residual(x, self.ffn1, self.ffn1_bias, self.ffn2, self.ffn_products)
+        return x.view(n, c, height, width)
 
     def _mix(self, x: Tensor, offset: Tensor) -> Tensor:
         """Return a (W x) + B: (N, C, h, w) -> (N, C/S, S, h*w); offset: B, broadcastable to that."""
         n, c, h, w = x.shape
         s = self.share_sets
         # a view: channel c is member c // S of set c mod S
-        out = torch.bmm(sets_first(x, s, self.size), self.weight.transpose(1, 2))
+        maps = sets_first(x, s, self.size)
+        scale = self.scale.view(c // s, s, 1)
+        if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript skips what stands below this condition alone)
+            if by_convolution(self.fc3_products, x) and plain(x, offset, scale) and _worth_it(maps):
+                mixed = x.new_empty(n, c // s, s, h * w)
+                for i in range(s):
+                    # (N*C/S, h*w) -> (N, C/S, h*w)
+                    one = convolved(maps[i], self.weight[i]).view(n, c // s, h * w)
+                    torch.addcmul(offset[..., i, :], scale[:, i], one, out=mixed[:, :, i])
+                return mixed
+        out = torch.bmm(maps, self.weight.transpose(1, 2))
         # (S, N*C/S, h*w) -> (N, C/S, S, h*w), a view
         out = out.view(s, n, c // s, h * w).permute(1, 2, 0, 3)
-        return torch.addcmul(offset, self.scale.view(c // s, s, 1), out)
+        return torch.addcmul(offset, scale, out)
 
 
 @torch.fx.wrap
@@ -227,33 +287,39 @@ def offset_of_tiles(
     return (shift.view(-1, share_sets, 1) * sums + bias).repeat(n, 1, 1, 1)
 
 
+def _worth_it(maps: Tensor) -> bool:
+    """Say whether share-sets can gain by a convolution each, which lays out its matrix anew each time."""
+    return maps.shape[1] >= 256 and maps.shape[2] >= CONVOLVED_FROM
+
+
 @torch.fx.wrap
-def ffn_with_residual(x: Tensor, first: Tensor, first_bias: Tensor, second: Tensor) -> Tensor:
+def ffn_with_residual(
+    x: Tensor, first: Tensor, first_bias: Tensor, second: Tensor, products: str = PRODUCTS[0]
+) -> Tensor:
     """Return x + FFN(x): (N, C, H*W) -> (N, C, H*W); the residual is what the second product is added to.
 
-    first: (4C, C). first_bias: (4C, 1). second: (C, 4C).
+    first: (4C, C). first_bias: (4C, 1). second: (C, 4C). products: see repmlp.products.
     """
+    n = x.shape[0]
     if not torch.jit.is_scripting():
         if torch.jit.is_tracing() or torch.compiler.is_exporting():
             # (N, C, H*W) -> (N, H*W, C): a weight on the right stays a constant of the file, and one product; on the
             # left, ONNX would have a copy of it for every image
             hidden = F.gelu(F.linear(x.transpose(1, 2), first, first_bias.squeeze(1)))
             return x + F.linear(hidden, second).transpose(1, 2)
-        at_once = _images_at_once(x, first, first_bias, second)
-        if at_once is not None:
-            return _ffn_by_parts(x, first, first_bias, second, at_once)
-    n = x.shape[0]
+        if x.device.type == "cpu" and plain(x, first, first_bias, second):
+            if by_convolution(products, x):
+                return _ffn_by_convolution(x, first, first_bias, second)
+            at_once = _images_at_once(x, first, _HIDDEN_BYTES)
+            if at_once < n:
+                return _ffn_by_parts(x, first, first_bias, second, at_once)
     hidden = F.gelu(torch.baddbmm(first_bias, first.expand(n, -1, -1), x))
     return torch.baddbmm(x, second.expand(n, -1, -1), hidden)
 
 
-def _images_at_once(x: Tensor, *weights: Tensor) -> int | None:
-    """Return how many images the FFN takes at once where it is quicker by parts, else None."""
-    if x.device.type != "cpu" or not plain(x, *weights):
-        return None
-    n, c, positions = x.shape
-    at_once = max(1, _HIDDEN_BYTES // (4 * c * positions * x.element_size()))
-    return at_once if at_once < n else None
+def _images_at_once(x: Tensor, first: Tensor, limit: int) -> int:
+    """Return of how many images the FFN's hidden maps take at most `limit` bytes, at least one."""
+    return max(1, limit // (first.shape[0] * x.shape[2] * x.element_size()))
 
 
 def _ffn_by_parts(x: Tensor, first: Tensor, first_bias: Tensor, second: Tensor, at_once: int) -> Tensor:
@@ -272,10 +338,25 @@ def _ffn_by_parts(x: Tensor, first: Tensor, first_bias: Tensor, second: Tensor, 
     return out
 
 
+def _ffn_by_convolution(x: Tensor, first: Tensor, first_bias: Tensor, second: Tensor) -> Tensor:
+    """As ffn_with_residual, with 1x1 convolutions, a few images at a time whose hidden maps stay in the cache."""
+    out = torch.empty_like(x)
+    at_once = _images_at_once(x, first, _CONVOLVED_BYTES)
+    first, bias, second = first[:, :, None, None], first_bias.flatten(), second[:, :, None, None]
+    for start in range(0, x.shape[0], at_once):
+        part = x[start : start + at_once].unsqueeze(2)  # (n, C, 1, H*W)
+        hidden = F.conv2d(part, first, bias)
+        torch.ops.aten.gelu_(hidden)
+        torch.add(part, F.conv2d(hidden, second), out=out[start : start + at_once].unsqueeze(2))
+    return out
+
+
 # torch.fx looks for what it is to keep as a call in the module that calls it
 for _name in ("cut_into_tiles", "join_tiles", "sets_first"):
     torch.fx.wrap(_name)
-_HIDDEN_BYTES = 2**24  # of the hidden maps of an FFN that are held at once on a CPU
+# Bytes of the hidden maps of an FFN that are held at once on a CPU; convolutions write them in new memory each time
+_HIDDEN_BYTES, _CONVOLVED_BYTES = 2**24, 2**22
+_ROUNDS = 5  # in which _tune times the two products in turn
 
 
 def _frozen(tensor: Tensor, dtype: torch.dtype) -> nn.Parameter:

@@ -18,10 +18,13 @@ from repmlp.branches import BranchSpec, parse_all
 from repmlp.local_perceptron import LocalPerceptron
 from repmlp.maps import cut_into_tiles, join_tiles, sets_first
 from repmlp.parameters import batch_norm_stats, check_parameters, set_parameter
+from repmlp.processor import PRODUCTS
+from repmlp.products import by_convolution, convolved
 from repmlp.reparam import merge_branches
 
 for _name in ("cut_into_tiles", "join_tiles", "sets_first"):
     torch.fx.wrap(_name)
+CONVOLVED_FROM = 144  # positions of a map: below, one batched product is as fast as a convolution for each share-set
 
 
 class SetSharingFC(nn.Module):
@@ -55,6 +58,7 @@ class SetSharingFC(nn.Module):
         self.size = (int(size[0]), int(size[1]))
         specs = parse_all(kernels, self.size)
         self.share_sets = share_sets
+        self.products = PRODUCTS[0]  # see products_by
         positions = self.size[0] * self.size[1]
         self.weight = nn.Parameter(torch.empty(share_sets, positions, positions))
         if bias or inference_mode:
@@ -85,10 +89,7 @@ class SetSharingFC(nn.Module):
         n, c, h, w = x.shape
         s = self.share_sets
         maps = sets_first(x, s, self.size)
-        if self.bias is None:
-            out = torch.bmm(maps, self.weight.transpose(1, 2))
-        else:
-            out = torch.baddbmm(self.bias.unsqueeze(1), maps, self.weight.transpose(1, 2))
+        out = self._products(maps)
         # (S, N*C/S, h*w) -> (N*C/S, S, h, w)
         out = out.transpose(0, 1).reshape(n * c // s, s, h, w)
         if self.norm is not None:
@@ -96,6 +97,17 @@ class SetSharingFC(nn.Module):
         # (N*C/S, S, h, w) -> (N, C, h, w)
         out = out.reshape(n, c, h, w)
         return out if self.local_perceptron is None else out + self.local_perceptron(x)
+
+    def _products(self, maps: Tensor) -> Tensor:
+        """Multiply the maps of each share-set with its matrix: (S, M, h*w) -> (S, M, h*w)."""
+        if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript skips what stands below this condition alone)
+            if by_convolution(self.products, maps) and maps.shape[2] >= CONVOLVED_FROM:
+                # stacked as (M, S, h*w), the order that a map has in memory
+                out = torch.stack([convolved(maps[i], self.weight[i]) for i in range(self.share_sets)], dim=1)
+                return (out if self.bias is None else out + self.bias).transpose(0, 1)
+        if self.bias is None:
+            return torch.bmm(maps, self.weight.transpose(1, 2))
+        return torch.baddbmm(self.bias.unsqueeze(1), maps, self.weight.transpose(1, 2))
 
     def merged(self, branches: bool = True, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return weight (S, h*w, h*w) and bias (S, h*w) of the merged layer without changing this one.

@@ -306,6 +306,7 @@ def refusal(folder: Path, *overrides: str) -> str:
         ("trainer.graph=true", "trainer.graph=true: this run is on the cpu, which has no CUDA graphs; use false"),
         ("trainer.graph=1", "trainer.graph"),
         ("trainer.branches=rows", "trainer.branches='rows': use channels, sets or matrix"),
+        ("trainer.products=rows", "trainer.products='rows': use linear or convolution"),
         ("trainer.compile=fast", "trainer.compile='fast': use false, true"),
         ("trainer.eval_every=0", "trainer.eval_every=0: use a whole number, at least 1"),
         ("trainer.threads=-1", "trainer.threads=-1: use a whole number, at least 1"),

@@ -24,6 +24,8 @@ def measure(bench: Bench, options: Mapping[str, Any]) -> None:
             model = build(name, size)
             # an exported network is merged, so other forms would be the same one again
             forms = [f for f in options["forms"] if engine in IN_TORCH or f in ("plain", "deployed")]
+            if engine != "eager" or bench.dtype != torch.float32:  # which have one kind of product
+                forms = [f for f in forms if f != "deployed-linear"]
             for form in forms if is_ours(name) else ["fused"]:
                 if (shaped := in_form(model, form) if is_ours(name) else fused(model)) is None:
                     continue

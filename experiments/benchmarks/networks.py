@@ -15,6 +15,7 @@ from repmlp import RepMLP, RepMLPNet, deploy, fold_batch_norms
 from repmlp.cost import count_params
 from repmlp.models.build import merged_copy
 from repmlp.models.mixers import build_resmlp
+from repmlp.products import usual_product
 
 from .plain_net import PlainRepMLPNet
 from .settings import MODELS
@@ -51,7 +52,12 @@ def in_form(model: nn.Module, form: str) -> nn.Module | None:
         return merged_copy(model)
     if not isinstance(model, RepMLPNet):
         return None
-    return deploy(model) if form == "deployed" else PlainRepMLPNet(in_form(model, "merged"))
+    if form == "plain":
+        return PlainRepMLPNet(in_form(model, "merged"))
+    if form == "deployed":
+        return deploy(model)
+    # deployed-linear: where that is what suits the processor, it would be the deployed form once more
+    return None if usual_product() == "linear" else deploy(model, products="linear")
 
 
 def params(model: nn.Module) -> int:

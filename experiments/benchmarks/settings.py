@@ -16,7 +16,7 @@ from repmlp.runs.settings import whole
 from .older_networks import OLDER
 
 WHAT = ("inference", "branches", "training", "merging", "conv_to_fc", "scaling", "segmentation", "older")
-FORMS = ("plain", "train-time", "merged", "deployed")
+FORMS = ("plain", "train-time", "merged", "deployed-linear", "deployed")
 ENGINES = ("eager", "compile", "onnxruntime", "openvino")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CIFAR = ("repmlpnet_cifar", "resmlp12_cifar")  # networks of ours for 32 pixels, which are not in timm's registry

@@ -1,8 +1,12 @@
-"""One training step of our path against the straightforward one: forward, backward, clipping and AdamW."""
+"""One training step of our path against the straightforward one: forward, backward, clipping and AdamW.
+
+Where convolutions suit the processor (repmlp.products), ours is measured with linear layers too.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from repmlp import RepMLPNet
+from repmlp.products import products_by, usual_product
 from repmlp.training.memory import freed_memory_kept
 
 from .bench import Bench, Case
@@ -26,10 +31,12 @@ def measure(bench: Bench, options: Mapping[str, Any]) -> None:
         name, size = parse(text)
         for batch in options["training_batch_sizes"]:
             ours = build(name, size).train()
-            nets = {"ours": ours}
+            nets = {"ours": products_by(ours, usual_product())}
             if isinstance(ours, RepMLPNet):
                 nets = {"plain": PlainRepMLPNet(ours), **nets}
-            runs = {form: step(net, batch, size, form == "ours", bench, engine) for form, net in nets.items()}
+                if usual_product() != "linear" and engine == "eager" and bench.dtype == torch.float32:
+                    nets["ours-linear"] = products_by(copy.deepcopy(ours), "linear")
+            runs = {form: step(net, batch, size, form != "plain", bench, engine) for form, net in nets.items()}
             # a GPU's memory torch keeps by itself; on a CPU our commands train with it kept
             memories = {"returned": contextlib.nullcontext, "kept": freed_memory_kept}
             if bench.device.type != "cpu":

@@ -25,6 +25,8 @@ from torch.utils.checkpoint import checkpoint
 from repmlp.branches import BranchSpec
 from repmlp.key_names import convert, is_foreign
 from repmlp.layers import RepMLPBlock
+from repmlp.processor import PRODUCTS
+from repmlp.products import bare, by_convolution, convolved
 from repmlp.sizes import height_width
 from repmlp.tracing import channels_last, readable
 
@@ -74,12 +76,13 @@ class OverlappingEmbedding(nn.Module):
 class FFN(nn.Module):
     """1x1 convolution + BN -> GELU -> 1x1 convolution + BN, written as linear layers over pixels.
 
-    Paper: RepMLPNet Section 4; expansion 4. A 1x1 convolution is a linear layer on each pixel; as one it runs about
-    1.5 times faster on a CPU. Input and output (N, C, H, W), channels-last in memory.
+    Paper: RepMLPNet Section 4; expansion 4. A 1x1 convolution is a linear layer on each pixel; which of the two is
+    faster depends on the processor, see repmlp.products. Input and output (N, C, H, W), channels-last in memory.
     """
 
     def __init__(self, channels: int, expansion: int = 4):
         super().__init__()
+        self.products = PRODUCTS[0]  # see products_by
         self.fc1 = nn.Linear(channels, channels * expansion, bias=False)
         self.norm1 = nn.BatchNorm1d(channels * expansion)
         self.fc2 = nn.Linear(channels * expansion, channels, bias=False)
@@ -89,10 +92,21 @@ class FFN(nn.Module):
         n, c, h, w = x.shape
         # (N, C, H, W) -> (N*H*W, C): a view where the map is channels-last
         x = x.permute(0, 2, 3, 1).reshape(-1, c)
-        x = F.gelu(self.norm1(self.fc1(x)))
-        x = self.norm2(self.fc2(x))
+        x = self._second(F.gelu(self.norm1(self._first(x))))
         # (N*H*W, C) -> (N, C, H, W)
-        return x.view(n, h, w, c).permute(0, 3, 1, 2)
+        return self.norm2(x).view(n, h, w, c).permute(0, 3, 1, 2)
+
+    def _first(self, x: Tensor) -> Tensor:
+        if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript skips what stands below this condition alone)
+            if by_convolution(self.products, x) and bare(self.fc1):
+                return convolved(x, self.fc1.weight)
+        return self.fc1(x)
+
+    def _second(self, x: Tensor) -> Tensor:
+        if not torch.jit.is_scripting():  # noqa: SIM102
+            if by_convolution(self.products, x) and bare(self.fc2):
+                return convolved(x, self.fc2.weight)
+        return self.fc2(x)
 
 
 class RepMLPNetUnit(nn.Module):

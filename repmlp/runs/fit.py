@@ -25,6 +25,7 @@ from repmlp.cost import count_macs, count_params, count_params_paper
 from repmlp.kernels import data_words, network_words
 from repmlp.local_perceptron import branches_by
 from repmlp.locality import network_profiles
+from repmlp.products import products_by, usual_product
 from repmlp.runs.outcome import first_process, one_line
 from repmlp.runs.provenance import device_name, processor, versions
 from repmlp.runs.record import published, reached, set_aside, write_record
@@ -58,6 +59,7 @@ def train(settings: Run, folder: Path, path: Path, deadline: float | None, state
     data = task.build_data(settings)
     data.prepare_data()
     net = branches_by(task.build_net(settings, data), options.branches)
+    products_by(net, options.products or usual_product())
     if settings.recipe.merge_after is not None:
         first = round(settings.recipe.merge_after * settings.recipe.epochs)
         # before the history, which looks at the kernels

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import platform
-import re
 import subprocess
 from collections.abc import Iterable
 from importlib.metadata import version
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from repmlp.processor import cpu_fields
 
 PACKAGES = ("torch", "lightning", "torchmetrics", "timm", "numpy")  # on which the result of a run depends
 
@@ -61,11 +62,9 @@ def processor() -> dict[str, Any]:
     and 45.15 %. A virtual machine may hide the name ("Intel(R) Xeon(R) Processor"), so family and model number are
     told with it. Where the system does not say (no /proc/cpuinfo), the name is Python's and the others are None.
     """
-    try:
-        text = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
-    except OSError:
+    fields = cpu_fields()
+    if not fields:
         return {"name": platform.processor() or platform.machine(), "family": None, "amx": None}
-    fields = dict(re.findall(r"^([\w ]+?)\s*: (.*)$", text, re.MULTILINE))
     family = [fields[name] for name in ("cpu family", "model") if name in fields]
     return {
         "name": fields.get("model name") or platform.machine(),

@@ -17,6 +17,7 @@ from dataclasses import MISSING, dataclass, field
 from typing import Any
 
 from repmlp.branches import WAYS, parse_all
+from repmlp.processor import PRODUCTS
 from repmlp.runs import contrasts
 
 PRECISIONS = ("32-true", "bf16-mixed")
@@ -184,6 +185,9 @@ class Trainer:
     compile: Any = setting(False, "true: torch.compile; reduce-overhead, max-autotune: with CUDA graphs", NEVER)
     graph: bool = setting(False, "true: the step of training as one CUDA graph (NVIDIA GPUs)", NEVER)
     branches: str = setting("channels", "how depth-wise branches are computed: channels, sets or matrix", NEVER)
+    products: str | None = setting(
+        None, "how RepMLPNet multiplies on a CPU: linear or convolution; null: what suits the processor", NEVER
+    )
     threads: int | None = setting(None, "CPU threads, null for torch's choice", NEVER)
     eval_every: int = setting(1, "epochs between two evaluations; the last epoch is what is reported", NEVER)
     checkpoint_every: int | None = setting(
@@ -218,6 +222,8 @@ class Trainer:
                 f"trainer.graph=true: {self.processes} processes do not share a captured step; use trainer.devices=1"
             )
         one_of("trainer.branches", self.branches, WAYS)
+        if self.products is not None:
+            one_of("trainer.products", self.products, PRODUCTS)
 
     @property
     def processes(self) -> int:
