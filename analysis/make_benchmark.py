@@ -62,7 +62,16 @@ def mebibytes(size: float) -> str:
 def note(rows: pd.DataFrame) -> str:
     first = rows.iloc[0]
     versions = ", ".join(f"{name} {number}" for name, number in first["versions"].items())
-    return NOTE.format(rounds=first["rounds"], device=first["device"], threads=first["threads"], versions=versions)
+    return NOTE.format(rounds=first["rounds"], device=device(first), threads=first["threads"], versions=versions)
+
+
+def device(row: pd.Series) -> str:
+    """Name the GPU, or the processor and what it multiplies with, where the record has it."""
+    cpu = row.get("processor")
+    if not isinstance(cpu, dict) or not row["device"].endswith("CPU"):
+        return row["device"]
+    said = [f"family {cpu['family']}", row.get("capability"), "AMX" if cpu["amx"] else "no AMX"]
+    return f"{cpu['name']} ({', '.join(text for text in said if isinstance(text, str))})"
 
 
 def inference_table(rows: pd.DataFrame) -> pd.DataFrame:
@@ -165,6 +174,26 @@ def pairs_table(rows: pd.DataFrame, slow: str) -> pd.DataFrame:
     return pd.DataFrame(table).fillna("")  # counts that were not taken
 
 
+def precision_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Make the table of the deployed network's speed in each kind of number, over float32 in torch of the same run."""
+    same = ["model", "batch_size", "run"]
+    in_torch = rows[(rows["engine"] == "eager") & (rows["dtype"] == "float32")].set_index(same)["seconds"]
+    table = []
+    for _, row in rows.sort_values([*same, "engine", "dtype"], ascending=[True, True, True, True, False]).iterrows():
+        table.append(
+            {
+                "model": row["model"],
+                "batch": row["batch_size"],
+                "engine": row["engine"],
+                "dtype": row["dtype"],
+                "ms": milliseconds(row),
+                "images/s": f"{row['images_per_second']:.1f}",
+                "over float32 in torch": f"{in_torch[tuple(row[name] for name in same)] / row['seconds']:.2f}",
+            }
+        )
+    return pd.DataFrame(table)
+
+
 def segmentation_table(rows: pd.DataFrame) -> pd.DataFrame:
     """Make the table of UperNet with its backbones, as trained and merged, one image at a time."""
     trained = {
@@ -246,6 +275,9 @@ def main(argv: list[str] | None = None) -> None:
     for name, kind, title, make in in_settings:
         if kind in of_kind and len(table := of_all_settings(of_kind[kind], make)):
             emit(name, title, note(of_kind[kind]), table, folder, options.latex)
+    if "precision" in of_kind:
+        rows = of_kind["precision"]
+        emit("precision", "Deployed, by kind of number", note(rows), precision_table(rows), folder, options.latex)
     for setting, rows in of_kind["inference"].groupby(SETTING) if "inference" in of_kind else ():
         where = dict(zip(SETTING, setting, strict=True))
         if options.all_figures or (where["dtype"], where["engine"]) == ("float32", "eager"):

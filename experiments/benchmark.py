@@ -6,6 +6,7 @@
     python experiments/benchmark.py what=[training]
     python experiments/benchmark.py what=[scaling] threads=1                  # how one layer grows; a quiet minute
     python experiments/benchmark.py what=[segmentation]                       # UperNet before and after merging
+    python experiments/benchmark.py what=[precision]                          # float32, bfloat16, int8 (ONNX Runtime)
     python experiments/benchmark.py what=[older] batch_sizes=[8]              # RepMLP in ResNets against ResNets
     python experiments/benchmark.py device=cuda dtype=bfloat16 batch_sizes=[128] engine=compile
 

@@ -34,7 +34,8 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("form", settings.FORMS)
-def test_every_form_computes_the_same(form):
+def test_every_form_computes_the_same(form, monkeypatch):
+    monkeypatch.setattr(networks, "usual_product", lambda: "convolution")  # then there are all of them
     net = randomise_norms(RepMLPNet(**SMALL)).double().eval()
     x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     with torch.no_grad():
@@ -352,3 +353,32 @@ def test_pairs_are_of_one_setting():
     assert table["plain kernels"].iloc[1] == "900" and table["plain kernels"].iloc[0] == ""
     alone = make_benchmark.pairs_table(pd.DataFrame(rows[:2]), "plain")
     assert not {"device", "engine", "ours kernels"} & set(alone)
+
+
+def test_precision_measures_all_numbers_in_one_run(tmp_path, monkeypatch):
+    monkeypatch.setitem(networks.CONSTRUCTORS, "repmlpnet_cifar", partial(RepMLPNet, **SMALL))
+    with initialize_config_dir(str(ROOT / "experiments/conf"), version_base="1.3"):
+        given = ["what=[precision]", "precision_models=[repmlpnet_cifar]", "batch_sizes=[2]", "rounds=1", "warmup=0"]
+        options = OmegaConf.to_container(compose("benchmark", [*given, "device=cpu", f"results_dir={tmp_path}"]))
+    importlib.import_module("benchmarks.precision").measure(bench.Bench(options), options)
+    records = pd.DataFrame([json.loads(path.read_text()) for path in (tmp_path / "benchmark/measured").glob("*.json")])
+    found = set(zip(records["engine"], records["dtype"], strict=True))
+    assert found == {
+        (e, d) for e, ds in (("eager", ("float32", "bfloat16")), ("onnxruntime", ("float32", "int8"))) for d in ds
+    }
+    table = make_benchmark.precision_table(records).set_index(["engine", "dtype"])
+    seconds = records.set_index(["engine", "dtype"])["seconds"]
+    ratio = seconds["eager", "float32"] / seconds["onnxruntime", "int8"]
+    assert table.loc[("onnxruntime", "int8"), "over float32 in torch"] == f"{ratio:.2f}"
+    assert table.loc[("eager", "float32"), "over float32 in torch"] == "1.00"
+    with pytest.raises(ValueError, match="use device=cpu"):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        settings.check({**options, "device": "cuda"})
+
+
+def test_a_table_names_the_processor():
+    rows = pd.DataFrame([{"versions": {"torch": "2.15.0"}, "rounds": 5, "device": "x86_64 CPU", "threads": 2}])
+    assert "x86_64 CPU, 2 threads, torch 2.15.0" in make_benchmark.note(rows)
+    rows["processor"] = [{"name": "AMD EPYC", "family": "26.2", "amx": False}]
+    rows["capability"] = "AVX512"
+    assert "AMD EPYC (family 26.2, AVX512, no AMX), 2 threads" in make_benchmark.note(rows)

@@ -55,6 +55,7 @@ class Bench:
         self.common = {
             "device": device_name(self.device),
             "processor": processor(),
+            "capability": torch.backends.cpu.get_cpu_capability(),
             "threads": torch.get_num_threads(),
             "dtype": options["dtype"],
             "versions": versions(packages),

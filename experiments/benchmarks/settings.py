@@ -15,7 +15,7 @@ from repmlp.runs.settings import whole
 
 from .older_networks import OLDER
 
-WHAT = ("inference", "branches", "training", "merging", "conv_to_fc", "scaling", "segmentation", "older")
+WHAT = ("inference", "branches", "training", "merging", "conv_to_fc", "scaling", "segmentation", "precision", "older")
 FORMS = ("plain", "train-time", "merged", "deployed-linear", "deployed")
 ENGINES = ("eager", "compile", "onnxruntime", "openvino")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -41,11 +41,13 @@ def check(options: Mapping[str, Any]) -> None:
     for name, least in (("threads", 1), ("rounds", 1), ("warmup", 0)):
         if options[name] is not None or name != "threads":
             whole(name, options[name], least)
+    if "precision" in options["what"] and options["device"] == "cuda":
+        raise ValueError("what=[precision] device=cuda: ONNX Runtime measures on a CPU here; use device=cpu")
     check_scaling(options)
     for name in options["older_models"]:
         if name not in OLDER:
             raise ValueError(f"older_models: {name!r} is none of {', '.join(OLDER)}")
-    for text in options["models"] + options["training_models"]:
+    for text in options["models"] + options["training_models"] + options["precision_models"]:
         parse(text)
     for text in options["segmentation_models"]:
         parse_upernet(text)
