@@ -22,7 +22,7 @@ import paper_tables.older
 import paper_tables.segmentation
 import study_tables.classification
 import study_tables.segmentation
-from options import ROOT, Parser, no_records
+from options import SWEEPS, Parser, no_records
 from significance import analyse, contrasts_note, contrasts_numbers, contrasts_table, pairs_of
 from study_tables.reading import reading
 from study_tables.settings import runs_table, settings, settings_table
@@ -31,8 +31,6 @@ from table_parts import emit, emit_runs
 from repmlp.runs.contrasts import named_by
 from repmlp.runs.key import by_setting
 from repmlp.runs.record import MEASURED, load_records
-
-SWEEPS = ROOT / "experiments/conf/sweep"
 
 
 def write_paper(records: pd.DataFrame, masks: pd.DataFrame, results: Path, folder: Path) -> None:

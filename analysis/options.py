@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+SWEEPS = ROOT / "experiments/conf/sweep"  # the sweep files, which name contrasts
 
 
 class Parser(argparse.ArgumentParser):

@@ -54,6 +54,20 @@ def differing_settings(records: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def telling_apart(differing: pd.DataFrame) -> list[str]:
+    """Return as few of the settings, first ones first, as tell all their combinations apart."""
+    texts = differing.map(text_of)
+    chosen: list[str] = []
+    for name in texts:
+        if len(texts[[*chosen, name]].drop_duplicates()) > (len(texts[chosen].drop_duplicates()) if chosen else 1):
+            chosen.append(name)
+    return chosen
+
+
+def text_of(value: Any) -> str:
+    return json.dumps(value, default=str)
+
+
 def ordered(value: Any) -> tuple[int, Any]:
     """Give settings of any kind an order: none, numbers, lists, words."""
     if value is None or value != value:
@@ -77,16 +91,14 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def plain(value: Any) -> str:
-    """Write a setting: [4, 16] as 4,16, an absent one as a dash."""
-    if value is None or value != value:
-        return "-"
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+def initial_weights(config: Mapping[str, Any]) -> str | None:
+    """Return the hash of the file of weights that a run started from, its own or its backbone's; None: from scratch."""
+    return config["model"].get("backbone") or config["model"].get("weights")
 
 
 def start(config: Mapping[str, Any]) -> str:
     """Say what the weights of a run were at its start: "scratch", or the first digits of the hash of their file."""
-    weights = config["model"].get("backbone") or config["model"].get("weights")
+    weights = initial_weights(config)
     return f"weights {weights[:8]}" if weights else "scratch"
 
 

@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import statsmodels.formula.api as smf
+import wording
 from records import differing_settings
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from repmlp.runs.contrasts import Contrast, shown
+from repmlp.runs.contrasts import Contrast
 from repmlp.runs.key import cell_key
 
 LEVEL = 0.05
@@ -99,7 +100,7 @@ def _where(table: pd.DataFrame, cell: str, others: Sequence[str]) -> str:
     ]
     row = table.loc[cell]
     return ", ".join(
-        str(row[name]) if name == "model.name" else f"{name.rpartition('.')[2]} {shown(name, row[name])}"
+        wording.phrase(name, wording.value(name, row[name]))
         for name in named
         if table[name].map(lambda v: json.dumps(v, default=str)).nunique() > 1
     )
@@ -190,12 +191,12 @@ def contrasts_table(tests: Sequence[Finding]) -> pd.DataFrame:
     """Write the tests of a study as its table shows them."""
     rows = []
     for test in tests:
-        contrast = test.pair.contrast
-        margin = contrast.equivalent_within
+        named = test.pair.contrast
+        margin = named.equivalent_within
         rows.append(
             {
                 "of": test.pair.where,
-                "contrast": str(contrast),
+                "contrast": wording.contrast(named),
                 "claim": "differ" if margin is None else f"equal within {margin:g}",
                 "n": test.n,
                 "difference": "" if np.isnan(test.difference) else f"{test.difference:+.2f}",
@@ -219,7 +220,7 @@ def contrasts_numbers(tests: Sequence[Finding]) -> pd.DataFrame:
     rows = [
         {
             "of": test.pair.where,
-            "contrast": str(test.pair.contrast),
+            "contrast": wording.contrast(test.pair.contrast),
             "equal_within": test.pair.contrast.equivalent_within,
             "n": test.n,
             "difference": test.difference,

@@ -191,11 +191,11 @@ def test_settings_that_differ_stand_beside_each_other(tmp_path):
     ):
         write(tmp_path, top1, "data.holdout=0.1", *overrides)
     table = of_settings.settings_table(load_records(tmp_path))
-    assert list(table.columns) == ["recipe.lr_per_256", "recipe.decay_all", "top-1", "of images"]
+    assert list(table.columns) == ["learning rate per 256 images", "decay all", "top-1", "of images"]
     assert sorted(map(tuple, table.to_numpy().tolist())) == [
-        ("0.001", "false", "51.00 ± 1.41 (n=2)", "10,000"),
-        ("0.002", "false", "55.00 (n=1)", "10,000"),
-        ("0.002", "true", "56.00 (n=1)", "10,000"),
+        ("0.001", "no", "51.00 ± 1.41 (n=2)", "10,000"),
+        ("0.002", "no", "55.00 (n=1)", "10,000"),
+        ("0.002", "yes", "56.00 (n=1)", "10,000"),
     ]
     make_tables.main(["--results", str(tmp_path), "--study", "locality_cifar100"])
     assert (tmp_path / "locality_cifar100/settings.md").is_file()
@@ -313,7 +313,7 @@ def test_gains_are_over_the_fewest_branches_at_the_same_settings(tmp_path):
     records = load_records(tmp_path)
     records["n_train"] = [config["data"]["n_train"] or 50_000 for config in records["config"]]
     table, axis = gains.cells(records)
-    assert axis == "data.n_train (others change with it)"
+    assert axis == ("training images (others change with it)", True)
     assert list(table["at"]) == ["5000", "5000", "50000", "50000"] and list(table["line"]) == ["none", "1x1+3x3"] * 2
     assert list(table["n"]) == [1, 1, 2, 2] and list(table["top1"]) == [20, 20, 51, 60]
     assert list(table["gain"].dropna()) == [0, 9], "an equal accuracy is a gain of nothing, not a second reference"
@@ -329,7 +329,7 @@ def test_branches_are_the_axis_where_nothing_else_but_the_network_differs(tmp_pa
         for kernels, top1 in zip(("[]", "[1,3,5]"), tops, strict=True):
             write(tmp_path, float(top1), f"model={model}", f"model.kernels={kernels}")
     table, axis = gains.cells(load_records(tmp_path))
-    assert axis == "branches" and list(table["at"]) == ["none", "1x1+3x3+5x5"] * 2
+    assert axis == ("branches", True) and list(table["at"]) == ["none", "1x1+3x3+5x5"] * 2
     assert list(table["line"]) == ["repmlpnet_cifar"] * 2 + ["resmlp12_cifar"] * 2
     assert list(table["gain"].dropna()) == [6, 8]
 
@@ -337,7 +337,7 @@ def test_branches_are_the_axis_where_nothing_else_but_the_network_differs(tmp_pa
 def test_share_sets_stand_in_the_order_of_their_numbers(tmp_path):
     for sets in ("[16,64]", "[8,32]", "[2,8]"):
         write(tmp_path, 50.0, f"model.share_sets={sets}")
-    assert list(gains.cells(load_records(tmp_path))[0]["at"]) == ["2,8", "8,32", "16,64"]
+    assert list(gains.cells(load_records(tmp_path))[0]["at"]) == ["2, 8", "8, 32", "16, 64"]
 
 
 def test_steps_are_compared_with_the_recipe_that_they_change(tmp_path):
@@ -410,7 +410,7 @@ def test_runs_that_differ_in_more_than_the_seed_are_no_cell(tmp_path):
             write(tmp_path, top1 + gain, f"model.share_sets={sets}", f"model.kernels={kernels}")
     write(tmp_path, 55.0, "model=resmlp12_cifar", "model.kernels=[]")
     table, axis = gains.cells(load_records(tmp_path))
-    assert axis == "model.share_sets" and list(table["n"]) == [1] * 5 and list(table["gain"].dropna()) == [5, 5]
+    assert axis == ("share-sets", True) and list(table["n"]) == [1] * 5 and list(table["gain"].dropna()) == [5, 5]
     write(tmp_path, 61.0, "model.share_sets=[8,32]", "model.kernels=[]", "data.n_train=50000")  # null, written out
     table, _ = gains.cells(load_records(tmp_path))
     assert set(table["n"]) == {1} and sorted(table["top1"]) == [40, 45, 55, 60, 61, 65]
@@ -440,7 +440,7 @@ def test_a_study_of_steps_without_its_plain_recipe_has_a_reference_too(tmp_path)
         write(tmp_path, 60.0 + number, f"+change={step}")
     write(tmp_path, 70.0, f"+change={steps[0]}", "seed=1")  # seeds do not count twice
     table = gains.steps(load_records(tmp_path)).set_index("at")
-    assert table.loc["reference", "top1"] == 65 and table.loc["recipe.cutmix=1.0", "gain"] == -4
+    assert table.loc["reference", "top1"] == 65 and table.loc["recipe.cutmix=1", "gain"] == -4
 
 
 def test_curves_show_locality_by_epoch_where_runs_kept_it(tmp_path, monkeypatch):

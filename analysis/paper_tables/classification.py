@@ -202,7 +202,10 @@ def ablation_table(number: str, records: pd.DataFrame) -> pd.DataFrame:
         )
         cells = {"data": row.data, "model": row.model, "branches": branch_label(row.kernels)}
         if number == "4":
-            cells |= {"share-sets": list(row.share_sets), "Global Perceptron": "yes" if row.global_perceptron else "no"}
+            cells |= {
+                "share-sets": ", ".join(map(str, row.share_sets)),
+                "Global Perceptron": "yes" if row.global_perceptron else "no",
+            }
         extra = number == "5" and row.kernels
         rows.append(
             {

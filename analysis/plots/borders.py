@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from figures import save
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from repmlp.statistics import bootstrap_weights, interval, pooled
 
@@ -49,7 +50,9 @@ def draw(
     axes[0].set_title("accuracy, position in the image taken out", fontsize=10)
     axes[0].set_ylabel("%")
     axes[0].legend(fontsize=7)
-    axes[1].set_title(f"less that of the same pixels seen {records[0]['far']} pixels from all lines", fontsize=10)
+    axes[1].set_title(
+        f"minus that of the same pixels seen {records[0]['far']} or more pixels from all lines", fontsize=10
+    )
     axes[1].set_ylabel("points")
     axes[1].axhline(0, color="black", lw=0.8)
     for number, row in enumerate(found.itertuples()):
@@ -64,7 +67,9 @@ def draw(
     axes[2].set_yticks(range(len(records)), found.index, fontsize=8)
     axes[2].set_ylim(len(records) - 0.5, -0.5)
     axes[2].set_xlabel("points")
-    axes[2].set_title(f"within {records[0]['near']} pixels less far; hollow: minus the control's", fontsize=10)
+    axes[2].set_title(f"within {records[0]['near']} pixels minus far; hollow: minus the control's too", fontsize=10)
+    axes[2].xaxis.set_major_locator(MaxNLocator(6))
     axes[2].grid(alpha=0.3)
-    figure.suptitle(title)
+    control = "; dashed: the control, a network without tiles" if any(not r["tiled"] for r in records) else ""
+    figure.suptitle(f"{title}: one run each; bands and bars: 95 % over blocks of {records[0]['block']} images{control}")
     return save(figure, stem, pdf)

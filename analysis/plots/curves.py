@@ -6,23 +6,26 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
+import wording
 from figures import save, style_of
 from matplotlib.ticker import MaxNLocator
-from records import layers_of, start
+from records import initial_weights, layers_of
 
+from repmlp import branches
 from repmlp.branches import label as branch_label
 from repmlp.locality import uniform_profile
 from repmlp.runs.key import cell_key
 
-# by task: the field of a curve, what it is, what the loss is, and the columns in which runs of one network may differ
+# by task: the field of a curve, what it is, what the loss is, and the columns in which runs of one network may differ,
+# each with the setting that it is or the words before it
 DRAWN = {
     "classification": (
         *("top1_pct", "top-1", "cross-entropy"),
-        {"share_sets": "S=", "global_perceptron": "Global Perceptron ", "start": "from "},
+        {"share_sets": "model.share_sets", "global_perceptron": "model.global_perceptron", "start": "model.weights"},
     ),
     "segmentation": (
         *("miou_pct", "mIoU", "cross-entropy, both heads"),
-        {"embedding": "embeddings ", "tile": "tiles of ", "start": "from "},
+        {"embedding": "embeddings", "tile": "tiles of", "start": "model.weights"},
     ),
 }
 
@@ -80,11 +83,13 @@ def draw(records: pd.DataFrame, title: str, stem: Path, task: str = "classificat
     records = records.assign(
         label=[branch_label(kernels) for kernels in records["kernels"]],
         cell=[cell_key(c) for c in records["config"]],
-        start=[start(config) for config in records["config"]],
+        start=[initial_weights(config) for config in records["config"]],
+        order=[branches.order(kernels) for kernels in records["kernels"]],
     )
-    for field, word in differing.items():
+    for field, setting in differing.items():
         if records.groupby("model")[field].agg(lambda column: len(set(map(str, column)))).max() > 1:
-            records["label"] += ["" if value == "-" else f", {word}{value}" for value in records[field]]
+            written = wording.values(setting, records[field])
+            records["label"] += ["" if each == "-" else f", {wording.phrase(setting, each)}" for each in written]
     records["locality"] = layers_of(records)
     models = sorted(set(records["model"]))
     panels = 4 if any(entry.get("locality", {}).get("trained") for curve in records["curve"] for entry in curve) else 3
@@ -93,7 +98,7 @@ def draw(records: pd.DataFrame, title: str, stem: Path, task: str = "classificat
     )
     for row, model in zip(axes, models, strict=True):
         of_model = records[records["model"] == model]
-        for number, ((label, _), runs) in enumerate(of_model.groupby(["label", "cell"], sort=False)):
+        for number, ((_, label, _), runs) in enumerate(of_model.groupby(["order", "label", "cell"])):
             colour, marker = style_of(number)
             style = {"color": colour, "marker": marker, "ms": 4}
             label = f"{label} (n={len(runs)})"
@@ -132,5 +137,7 @@ def draw(records: pd.DataFrame, title: str, stem: Path, task: str = "classificat
             axis.grid(alpha=0.3)
             axis.legend(fontsize=7)
     several = records.groupby("cell").size().max() > 1
-    figure.suptitle(title + (": means over n runs; thin lines are the runs one by one" if several else ""))
+    title += ": means over n runs; thin lines are the runs one by one" if several else ""
+    note = wording.of_branches(records["label"])
+    figure.suptitle(f"{title}\n{note}" if note else title)
     return save(figure, stem, pdf)

@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
-import json
 import re
+import textwrap
+from collections.abc import Sequence
+from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import pandas as pd
+import wording
 from figures import save, style_of
-from records import differing_settings, error_of_difference, ordered, plain, standard_error
+from matplotlib.axes import Axes
+from records import differing_settings, error_of_difference, ordered, standard_error, telling_apart, text_of
 from table_parts import listed
 
+from plots.differences import Difference, panel
 from repmlp import branches
 from repmlp.branches import label as branch_label
 from repmlp.runs.key import cell_key
 
-RUNS = {"%": "the runs", "points": "the seeds"}  # what the hollow points of a panel are
-NOTE = (
-    "Mean top-1 of the last epoch in %, n runs. gain: over {}, in points. Its standard error over seeds, paired where "
-    "both have the same ones; where a cell has one run, that of the number of images evaluated alone, which leaves out "
-    "the variation between seeds. Nothing is claimed here: see the contrasts of the study, if its sweep names some."
+MEANS = "Mean top-1 of the last epoch in %, n runs."
+GAINS = (
+    "gain: over {}, in points. Its standard error over seeds, paired where both have the same ones; where a cell has "
+    "one run, that of the number of images evaluated alone, which leaves out the variation between seeds."
 )
+NO_CLAIM = "Nothing is claimed here: see the contrasts of the study, if its sweep names some."
 
 
-def cells(records: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+class Axis(NamedTuple):
+    """The x axis of a study: what stands on it, and whether its places are steps along one way, joined by a line."""
+
+    title: str
+    joined: bool
+
+
+def cells(records: pd.DataFrame) -> tuple[pd.DataFrame, Axis]:
     """Return a study's cells, one a row, in the order of the figure, and what its x axis is.
 
     Columns: place (where it stands on the x axis, for sorting), at (the words there), line, n, top1 (%), error (its
@@ -41,10 +53,15 @@ def cells(records: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     raw = differing[axis].map(text_of).apply(tuple, axis=1) if axis else pd.Series([()] * len(records))
     if "data.n_train" in differing:
         differing["data.n_train"] = [int(n) for n in records["n_train"]]  # null stands for all of them
+    written = [wording.values(name, differing[name]) for name in axis]
+    if len(axis) > 1:
+        written = [[wording.phrase(name, each) for each in of] for name, of in zip(axis, written, strict=True)]
+    keys = [cell_key(config) for config in records["config"]]
+    by_network = not axis and networks and len(set(keys)) == records["model"].nunique()
     placed = records.assign(
-        cell=[cell_key(config) for config in records["config"]],
+        cell=keys,
         setting=[(tuple(map(ordered, row)), text) for row, text in zip(differing[axis].to_numpy(), raw, strict=True)],
-        words=["\n".join(map(plain, row)) for row in differing[axis].to_numpy()],
+        words=["\n".join(of_run) for of_run in zip(*written, strict=True)] if axis else "",
         order=[branches.order(kernels) for kernels in records["kernels"]],
     )
     rows = []
@@ -52,11 +69,17 @@ def cells(records: pd.DataFrame) -> tuple[pd.DataFrame, str]:
         at_place = [(order, cell) for (order, _), cell in place.groupby(["order", "cell"], sort=True)]
         for order, cell in at_place:
             label = branch_label(cell["kernels"].iloc[0])
-            where, at = (setting, cell["words"].iloc[0]) if axis else (order, label)
-            line = (f"{model}, {label}" if networks else label) if axis else model
+            if by_network:
+                where, at, line = model, model, "top-1"
+            elif axis:
+                where, at, line = setting, cell["words"].iloc[0], f"{model}, {label}" if networks else label
+            else:
+                where, at, line = order, label, model
             rows.append({"place": where, **measured(at, line, cell, at_place[0][1])})
-    title = ", ".join(axis) or "branches"
-    return pd.DataFrame(rows), title + (" (others change with it)" if len(axis) < differing.shape[1] else "")
+    title = ", ".join(map(wording.name, axis)) or ("network" if by_network else "branches")
+    title += " (others change with it)" if len(axis) < differing.shape[1] else ""
+    along = not by_network if not axis else len(axis) == 1 and all(map(is_quantity, differing[axis[0]]))
+    return pd.DataFrame(rows), Axis(title, along)
 
 
 def steps(records: pd.DataFrame) -> pd.DataFrame:
@@ -64,7 +87,8 @@ def steps(records: pd.DataFrame) -> pd.DataFrame:
 
     `at` names what a cell changes of it, a line a setting. Fewest changes first.
     """
-    shown = differing_settings(records).map(plain)
+    differing = differing_settings(records)
+    shown = pd.DataFrame({name: wording.values(name, differing[name]) for name in differing}, records.index)
     configurations = shown.drop_duplicates()
     # of each configuration, in how many settings the others differ from it, all together
     distances = [int((configurations != row).sum().sum()) for _, row in configurations.iterrows()]
@@ -107,87 +131,137 @@ def by_seed(cell: pd.DataFrame) -> pd.Series:
     return cell.drop_duplicates("seed").set_index("seed")["top1_pct"]
 
 
-def telling_apart(differing: pd.DataFrame) -> list[str]:
-    """Return as few of the settings, first ones first, as tell all their combinations apart."""
-    texts = differing.map(text_of)
-    chosen: list[str] = []
-    for name in texts:
-        if len(texts[[*chosen, name]].drop_duplicates()) > (len(texts[chosen].drop_duplicates()) if chosen else 1):
-            chosen.append(name)
-    return chosen
+def is_quantity(value: Any) -> bool:
+    """Say whether a setting's value is a number or a list of them, which has an order that a line may follow."""
+    return isinstance(value, list) or (isinstance(value, Real) and not isinstance(value, bool))
 
 
-def text_of(value: Any) -> str:
-    return json.dumps(value, default=str)
+def folded(tick: str, width: int) -> str:
+    """Break what stands at a place of the axis into lines, so that it does not run into its neighbours.
 
-
-def folded(tick: str) -> str:
-    """Break the name of a set of branches into lines, so that it does not run into its neighbours: two sizes a line."""
-    return re.sub(r"(\d+x\d+\+\d+x\d+)\+", r"\1+\n", tick)
+    Between words, to lines of `width` characters where words are that short; a set of branches after two sizes.
+    """
+    lines = [textwrap.fill(line, max(width, 12), break_long_words=False) for line in tick.split("\n")]
+    return re.sub(r"(\d+x\d+\+\d+x\d+)\+", r"\1+\n", "\n".join(lines))
 
 
 def draw(
-    table: pd.DataFrame, axis_title: str, title: str, over: str, stem: Path, joined: bool = True, pdf: bool = False
+    table: pd.DataFrame,
+    axis: Axis,
+    title: str,
+    over: str,
+    stem: Path,
+    named: Sequence[Difference] = (),
+    pdf: bool = False,
 ) -> list[Path]:
-    """Draw accuracy and gains (over what, in words) side by side: every run, bars of two standard errors each way."""
+    """Draw accuracy and, beside it, what the sweep named before its runs, else gains (over what, in words) if any.
+
+    Every run is shown; bars of accuracies and gains are of two standard errors each way.
+    """
     ticks = list(dict.fromkeys(at for _, at in sorted(zip(table["place"], table["at"], strict=True))))
+    gains = not named and table["gain"].notna().any()
+    wide, high = (12, max(4.4, 1.6 + 0.6 * len(named))) if named or gains else (6.5, 4.4)
+    figure, axes = plt.subplots(
+        1, 2 if named or gains else 1, figsize=(wide, high), layout="constrained", squeeze=False
+    )
+    left, *right = axes[0]
+    accuracy = ("top-1 after the last epoch", "top-1 in %", bars_words(table["n"] == 1, ""), "the runs")
+    _panel(left, table, ticks, axis, ("top1", "error", "values"), accuracy)
+    left.legend(fontsize=8)
+    if named:
+        panel(right[0], named)
+    elif gains:
+        words_of_gain = bars_words(table["of_images"], "of the difference ")
+        _panel(
+            right[0],
+            table,
+            ticks,
+            axis,
+            ("gain", "gain_error", "gains"),
+            (f"gain over {over}", "points", words_of_gain, "the seeds"),
+        )
+        right[0].axhline(0, color="black", lw=0.8)
+        right[0].set_xlim(left.get_xlim())  # the reference has no gain
+    note = wording.of_branches([*table["at"], *table["line"]])
+    figure.suptitle(f"{title}\n{note}" if note else title, fontsize=11)
+    return save(figure, stem, pdf)
+
+
+def _panel(
+    panel: Axes,
+    table: pd.DataFrame,
+    ticks: list[str],
+    axis: Axis,
+    columns: tuple[str, str, str],
+    texts: tuple[str, ...],
+) -> None:
+    """Draw one column of a table over its places, a line each of its lines.
+
+    columns: the mean, its standard error, the single values. texts: title, unit, what the bars are, and the points.
+    """
+    mean, error, each = columns
+    title, unit, bars, points = texts
     lines = list(dict.fromkeys(table["line"]))
-    figure, axes = plt.subplots(1, 2, figsize=(12, 4.4), layout="constrained")
     for number, line in enumerate(lines):
         colour, marker = style_of(number)
         of_line = table[table["line"] == line].sort_values("place")
         # beside each other, so that no interval hides another
         x = pd.Series([ticks.index(at) for at in of_line["at"]]) + 0.06 * (number - (len(lines) - 1) / 2)
-        for axis, value, error in ((axes[0], "top1", "error"), (axes[1], "gain", "gain_error")):
-            axis.errorbar(
-                x, of_line[value].astype(float), 2 * of_line[error].astype(float), color=colour,
-                marker=marker, ms=5, capsize=2, lw=1.2, ls="-" if joined else "",
-                label=f"{line} (n={listed(of_line['n'])})",
-            )  # fmt: skip
-        for axis, each in ((axes[0], "values"), (axes[1], "gains")):
-            runs = [(at + 0.02, value) for at, found in zip(x, of_line[each], strict=True) for value in found]
-            axis.scatter(*(zip(*runs, strict=True) if runs else ((), ())), s=10, fc="none", ec=colour, lw=0.7)
-    axes[1].axhline(0, color="black", lw=0.8)
-    names = ("top-1 after the last epoch", f"gain over {over}")
-    bars = (bars_words(table["n"] == 1, ""), bars_words(table["of_images"], "of the difference "))
-    for axis, name, words, unit in zip(axes, names, bars, ("%", "points"), strict=True):
-        hollow = f"; hollow: {RUNS[unit]}" if (table["n"] > 1).any() else ""
-        axis.set_title(f"{name}\nbars: ±2 standard errors {words}{hollow}", fontsize=9)
-        axis.set_ylabel(unit)
-        axis.set_xlabel(axis_title)
-        words = [folded(re.sub(r"^(model|data|recipe)\.", "", tick, flags=re.MULTILINE)) for tick in ticks]
-        longest = max(len(line) for word in words for line in word.split("\n"))
-        slant = {"rotation": 45, "ha": "right", "fontsize": 7} if longest > 16 else {}
-        axis.set_xticks(range(len(ticks)), words, **slant)
-        axis.grid(alpha=0.3)
-    axes[1].set_xlim(axes[0].get_xlim())  # the reference has no gain
-    axes[0].legend(fontsize=8)
-    figure.suptitle(title)
-    return save(figure, stem, pdf)
+        panel.errorbar(
+            x, of_line[mean].astype(float), 2 * of_line[error].astype(float), color=colour,
+            marker=marker, ms=5, capsize=2, lw=1.2, ls="-" if axis.joined else "",
+            label=f"{line} (n={listed(of_line['n'])})",
+        )  # fmt: skip
+        runs = [
+            (at + 0.02, value)
+            for at, found in zip(x, of_line[each], strict=True)
+            if len(found) > 1  # one is the mean
+            for value in found
+        ]
+        panel.scatter(*(zip(*runs, strict=True) if runs else ((), ())), s=10, fc="none", ec=colour, lw=0.7)
+    hollow = f"; hollow: {points}" if (table["n"] > 1).any() else ""
+    panel.set_title(f"{title}\nbars: ±2 standard errors {bars}{hollow}", fontsize=9)
+    panel.set_ylabel(unit)
+    panel.set_xlabel(axis.title)
+    bare = [re.sub(r"^(model|data|recipe)\.", "", tick, flags=re.MULTILINE) for tick in ticks]
+    shown = [folded(tick, 72 // len(ticks)) for tick in bare]
+    longest = max(len(line) for word in shown for line in word.split("\n"))
+    slant = {"rotation": 45, "ha": "right", "fontsize": 7} if longest > 96 / len(ticks) else {"fontsize": 9}
+    panel.set_xticks(range(len(ticks)), shown, **slant)
+    panel.grid(alpha=0.3)
 
 
 def bars_words(single: pd.Series, of: str) -> str:
     """Say where the standard errors of the bars come from; single: of each cell, whether one run stands on one side."""
-    words = {False: "over seeds", True: "of the test images (n=1)"}
+    words = {False: "over seeds", True: "of the images evaluated (n=1)"}
     return of + "; ".join(words[kind] for kind in sorted(set(single)))
 
 
+def note(table: pd.DataFrame, over: str) -> str:
+    """Write what stands above the table; over: what gains are over, in words."""
+    parts = [MEANS, GAINS.format(over) if table["gain"].notna().any() else "", NO_CLAIM]
+    return " ".join(filter(None, [*parts, wording.of_branches([*table["at"], *table["line"]])]))
+
+
 def as_shown(table: pd.DataFrame, axis_title: str) -> pd.DataFrame:
-    """Return the table as it is shown."""
+    """Return the table as it is shown; without columns of gains where it has none."""
+    gains = {
+        "gain": ["reference" if pd.isna(gain) else f"{gain:+.2f}" for gain in table["gain"]],
+        **{
+            title: [
+                f"{error:.2f}" if images is of_images and not pd.isna(error) else ""
+                for error, images in zip(table["gain_error"], table["of_images"], strict=True)
+            ]
+            for title, of_images in (("SE over seeds", False), ("SE of images, n=1", True))
+        },
+    }
     return pd.DataFrame(
         {
-            axis_title: table["at"].str.replace("\n", ", "),
+            axis_title: table["at"].str.replace("\n", "; "),
             "line": table["line"],
             "n": table["n"],
             "top-1": table["top1"].map("{:.2f}".format),
-            "gain": ["reference" if pd.isna(gain) else f"{gain:+.2f}" for gain in table["gain"]],
-            **{
-                title: [
-                    f"{error:.2f}" if images is of_images and not pd.isna(error) else ""
-                    for error, images in zip(table["gain_error"], table["of_images"], strict=True)
-                ]
-                for title, of_images in (("SE over seeds", False), ("SE of images, n=1", True))
-            },
+            **(gains if table["gain"].notna().any() else {}),
             "params": table["params"].map("{:,}".format),
             "MACs": table["macs"].map("{:,}".format),
         }
@@ -197,15 +271,18 @@ def as_shown(table: pd.DataFrame, axis_title: str) -> pd.DataFrame:
 def as_numbers(table: pd.DataFrame, axis_title: str) -> pd.DataFrame:
     """Return the table as its CSV has it; the reference has no gain."""
     over_seeds = ~table["of_images"].astype(bool)
+    gains = {
+        "gain": table["gain"].astype(float).round(4),
+        "SE over seeds": table["gain_error"].astype(float).where(over_seeds).round(4),
+        "SE of images, n=1": table["gain_error"].astype(float).where(~over_seeds).round(4),
+    }
     return pd.DataFrame(
         {
-            axis_title: table["at"].str.replace("\n", ", "),
+            axis_title: table["at"].str.replace("\n", "; "),
             "line": table["line"],
             "n": table["n"],
             "top-1": table["top1"].round(4),
-            "gain": table["gain"].astype(float).round(4),
-            "SE over seeds": table["gain_error"].astype(float).where(over_seeds).round(4),
-            "SE of images, n=1": table["gain_error"].astype(float).where(~over_seeds).round(4),
+            **(gains if table["gain"].notna().any() else {}),
             "params": table["params"],
             "MACs": table["macs"],
         }

@@ -8,10 +8,11 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import wording
 from correlation import PAIRINGS, permutation_p, rank_correlation
 from figures import save, style_of
 from matplotlib.ticker import MaxNLocator
-from records import layers_of
+from records import differing_settings, layers_of, telling_apart
 
 from repmlp import branches
 from repmlp.branches import label as branch_label
@@ -46,14 +47,31 @@ def with_index(records: pd.DataFrame) -> pd.DataFrame:
             for layers in records["locality"]
         ]
         records = records.assign(**{kind: index})
-    groups = []
+    names, alike = [], []
     for record in records.to_dict("records"):
         config = determining(record["config"])
-        alike = {**config, "seed": None, "model": {k: v for k, v in config["model"].items() if k != "kernels"}}
+        model = {k: v for k, v in config["model"].items() if k != "kernels"}
+        alike.append(config_key({**config, "seed": None, "model": model}))
         name = f"{record['model']}, {record['data']}, {record['n_train']:,} images, {record['epochs']} epochs"
-        name += {"32-true": "", "bf16-mixed": ", bf16"}.get(config["precision"], f", {config['precision']}")
-        groups.append(f"{name} #{config_key(alike)[:6]}")
-    return records.assign(group=groups, cell=[cell_key(config) for config in records["config"]])
+        names.append(
+            name + {"32-true": "", "bf16-mixed": ", bf16"}.get(config["precision"], f", {config['precision']}")
+        )
+    records = records.assign(group=names, alike=alike, cell=[cell_key(config) for config in records["config"]])
+    for _, runs in records.groupby("group"):
+        if runs["alike"].nunique() > 1:
+            records.loc[runs.index, "group"] += _apart(runs)
+    return records.drop(columns="alike")
+
+
+def _apart(runs: pd.DataFrame) -> pd.Series:
+    """Write behind the name of runs how they differ, branches and seed aside, from the largest group of that name."""
+    differing = differing_settings(runs).drop(columns="model.kernels", errors="ignore")
+    usual = runs.index[runs["alike"] == runs["alike"].mode()[0]][0]
+    behind = pd.Series("", runs.index)
+    for name in telling_apart(differing):
+        written = pd.Series(wording.values(name, differing[name]), runs.index)
+        behind += [f"; {wording.phrase(name, each)}" if each != written[usual] else "" for each in written]
+    return behind
 
 
 def correlations(records: pd.DataFrame) -> pd.DataFrame:
@@ -114,7 +132,7 @@ def draw(records: pd.DataFrame, table: pd.DataFrame, stem: Path, pdf: bool = Fal
                 colour, marker = style[kernels]
                 axis.scatter(some[kind], some["top1_pct"], s=26, color=colour, marker=marker, alpha=0.8, lw=0)
             name = f"{group}, branch sets"
-            title = re.sub(r", (?=[\d,]+ images)", "\n", group, count=1)
+            title = re.sub(r", (?=[\d,]+ images)|; ", "\n", group)
             found = _found(of_group.loc[name], words) if name in of_group.index else ""
             axis.set_title(f"{title}\n{found}", fontsize=7)
             axis.xaxis.set_major_locator(MaxNLocator(4))

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pandas as pd
+import wording
 from paper_tables.configurations import is_full_recipe
+from records import initial_weights
 from table_parts import listed, mean_std
 
 from repmlp import branches
@@ -34,6 +36,9 @@ def study_table(records: pd.DataFrame) -> pd.DataFrame:
     records["gate"] = [{True: "yes", False: "no"}.get(gate, "-") for gate in records["global_perceptron"]]
     records["cell"] = [cell_key(config) for config in records["config"]]
     records["order"] = [branches.order(k) for k in records["kernels"]]
+    records["weights"] = [initial_weights(config) or "" for config in records["config"]]  # from scratch first
+    records["start"] = wording.values("model.weights", [weights or None for weights in records["weights"]])
+    started = ["start"] if records["start"].nunique() > 1 else []
     # texture and arrangement: whatever a data set's labels are made of
     parts = [
         name
@@ -41,9 +46,11 @@ def study_table(records: pd.DataFrame) -> pd.DataFrame:
         if name.endswith("_pct") and not name.endswith("_merged_pct") and name not in ("top1_pct", "top5_pct")
     ]
     rows: list[dict[str, Any]] = []
-    cells = sorted(records.groupby(["model", "share_sets", "gate", "order", "cell"]), key=lambda cell: cell[0])
+    cells = sorted(
+        records.groupby(["model", "share_sets", "gate", "order", "weights", "cell"]), key=lambda cell: cell[0]
+    )
     reference: tuple[str, pd.DataFrame] | None = None
-    for (model, share_sets, gate, _, _), cell in cells:
+    for (model, share_sets, gate, *_), cell in cells:
         if reference is None or reference[0] != model:
             reference = (model, cell)
             gain = ""
@@ -53,12 +60,13 @@ def study_table(records: pd.DataFrame) -> pd.DataFrame:
             {
                 "model": model,
                 "branches": branch_label(cell["kernels"].iloc[0]),
-                "share-sets": list(share_sets) if share_sets else "1",
+                "share-sets": ", ".join(map(str, share_sets)) or "1",
                 "Global Perceptron": gate,
+                **{name: cell[name].iloc[0] for name in started},
                 "top-1": mean_std(cell["top1_pct"]),
                 "merged top-1": f"{cell['top1_merged_pct'].mean():.2f}",
                 "gain": gain,
-                **{name.removesuffix("_pct"): f"{cell[name].mean():.2f}" for name in parts},
+                **{name.removesuffix("_pct").replace("_", " "): f"{cell[name].mean():.2f}" for name in parts},
                 "merge error": f"{cell['merge_error'].max():.1e}",
                 "params": f"{cell['params'].iloc[0]:,}",
                 "MACs": f"{cell['macs'].iloc[0]:,}",
@@ -83,4 +91,5 @@ def scale_line(records: pd.DataFrame) -> str:
 def study_note(records: pd.DataFrame) -> str:
     """Write the caption of a study's table."""
     full = all(is_full_recipe(r) for r in records.to_dict("records"))
-    return f"{scale_line(records)} {PAPERS if full else NOTE}"
+    shuffled = wording.of_branches(map(branch_label, records["kernels"]))
+    return " ".join(filter(None, [scale_line(records), PAPERS if full else NOTE, shuffled]))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 
 import pandas as pd
-from records import differing_settings, ordered, plain
+import wording
+from records import differing_settings, ordered
 from table_parts import listed, mean_std
 
 from repmlp.runs.contrasts import shown
@@ -24,7 +24,7 @@ def settings(records: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
     names = [name for name in differing if not name.startswith("model.")]
     for suffix, runs in by_setting(records):
         values = differing.loc[runs.index[0]]
-        words = ", ".join(f"{name.rpartition('.')[2]} {plain(values[name])}" for name in names)
+        words = ", ".join(wording.phrase(name, wording.value(name, values[name])) for name in names)
         yield suffix, f" ({words})" if suffix else "", runs
 
 
@@ -32,16 +32,16 @@ def settings_table(records: pd.DataFrame) -> pd.DataFrame:
     """Make the table of a study that varies its recipe: a row a configuration, with the settings that differ."""
     differing = differing_settings(records)
     names = list(differing)
-    shown = differing.map(lambda value: "-" if value is not None and value != value else json.dumps(value))  # NaN
+    written = pd.DataFrame({name: wording.values(name, differing[name]) for name in names}, records.index)
     places = differing.map(ordered).apply(tuple, axis=1)
     table = [
         {
-            **dict(zip(names, values, strict=True)),
+            **dict(zip(map(wording.name, names), values, strict=True)),
             "top-1": mean_std(of_cell["top1_pct"]),
             "of images": listed(of_cell["n_eval"]),
         }
         for values, of_cell in (
-            (shown.loc[of_cell.index[0]], of_cell) for _, of_cell in records.groupby(places, sort=True)
+            (written.loc[of_cell.index[0]], of_cell) for _, of_cell in records.groupby(places, sort=True)
         )
     ]
     return pd.DataFrame(table)
