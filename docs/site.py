@@ -49,7 +49,7 @@ def gather(folder: Path) -> list[str]:
             shutil.copy(file, folder / name)
             continue
         pages.append(name.as_posix())
-        text = file.read_text(encoding="utf-8")
+        text = re.sub(r"\A## ", "# ", file.read_text(encoding="utf-8"))  # a table's heading is its page's title
         waiting += [file.parent / target for target in LINK.findall(re.sub(r"```.*?```", "", text, flags=re.DOTALL))]
         (folder / name).write_text(text.replace("<!-- explorer -->", frame(name)), encoding="utf-8")
     return pages

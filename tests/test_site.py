@@ -27,6 +27,9 @@ def test_the_site_is_whole(tmp_path, monkeypatch):
         assert (tmp_path / "docs" / ("index.html" if page.stem == "README" else f"{page.stem}.html")).is_file(), page
     layers = (tmp_path / "reference/repmlp.layers.html").read_text()
     assert "SetSharingFC" in layers and "has to divide the channels" in layers
+    assert "(S, h*w, h*w)" in layers, "products in docstrings stay products"
+    table = (tmp_path / "results/small_table4_cifar100/table.html").read_text()
+    assert re.findall(r"<h[12][^>]*>([^<]*)", table) == ["Study small_table4_cifar100"], "one heading"
     home = (tmp_path / "index.html").read_text()
     picture = re.search(r'src="(results/[^"]+\.png)"', home)[1]
     assert (tmp_path / picture).is_file() and 'href="docs/kernels.html"' in home
