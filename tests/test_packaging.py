@@ -60,9 +60,17 @@ def test_types_are_shipped():
 WINGS = ("data", "training", "runs")  # what needs Lightning; runs/ alone may import Hydra
 
 
-def test_what_the_readme_links_to_is_in_the_source_archive():
-    rules = [line.split() for line in (ROOT / "MANIFEST.in").read_text().splitlines() if not line.startswith("#")]
-    for target in re.findall(r"\]\(([^):#]+)\)", (ROOT / "README.md").read_text()):
+def test_the_source_archive_holds_the_commands_and_what_the_guide_links_to():
+    lines = (ROOT / "MANIFEST.in").read_text().splitlines()
+    rules = [line.split() for line in lines if not line.startswith("#")]
+    wanted = {
+        path for room in ("analysis", "experiments") for path in (ROOT / room).rglob("*.*") if "pyc" not in path.suffix
+    }
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+        wanted |= {(page.parent / target).resolve() for target in re.findall(r"\]\(([^):#]+)(?:#[^)]*)?\)", text)}
+    for path in sorted(wanted):
+        target = path.relative_to(ROOT).as_posix()
         assert any(
             target in rule[1:]
             if rule[0] == "include"
