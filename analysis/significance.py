@@ -201,7 +201,7 @@ def contrasts_table(tests: Sequence[Finding]) -> pd.DataFrame:
                 "n": test.n,
                 "difference": "" if np.isnan(test.difference) else f"{test.difference:+.2f}",
                 "interval": _interval(test.two_way),
-                "df": test.freedom,
+                "df": test.freedom or "",
                 "p (Holm)": _p(test.p),
                 "verdict": test.verdict,
                 "paired interval": _interval(test.paired),
@@ -252,10 +252,11 @@ def _p(p: float) -> str:
 def contrasts_note(tests: Sequence[Finding]) -> str:
     """Say how the tests were made, and which seeds they could not use."""
     left_out = sorted({seed for test in tests for seed in test.left_out})
+    shuffled = wording.of_branches(wording.contrast(test.pair.contrast) for test in tests)
     more = f" Seeds {', '.join(map(str, left_out))} are left out: one cell alone has them, or two processors did them."
     return (
         "Top-1 of the last epoch, in points; contrasts named by the sweep. Two-way analysis on cell and seed, Holm's "
         "correction over all contrasts of the study, of both kinds; beside it each contrast paired by seed (n-1 "
         "degrees of freedom, p uncorrected). Equality: two one-sided tests. Intervals of 95 %, of 90 % where the claim "
         "is equality. Below three seeds there is a mean and nothing is decided." + (more if left_out else "")
-    )
+    ) + (f" {shuffled}" if shuffled else "")

@@ -42,11 +42,11 @@ def test_networks_table():
         "46.56M",
         "350004M",
     ]
-    assert table.loc["repmlp_res50_224", "paper accuracy"] == "78.55 top1"
+    assert table.loc["repmlp_res50_224", "paper accuracy"] == "78.55 top-1"
     assert table.loc["pspnet_repmlp", ["paper params", "paper FLOPs", "paper accuracy"]].tolist() == [
         "-",
         "-",
-        "76.48 miou",
+        "76.48 mIoU",
     ]
     assert table.loc["faceresnet_96", ["paper params", "paper FLOPs", "paper accuracy"]].tolist() == ["-"] * 3
 
@@ -54,11 +54,11 @@ def test_networks_table():
 def test_claims_from_counts():
     table = claims_table().set_index(["network", "against", "what"])["ours"]
     assert table["repmlp_res50_g4_8_320", "repmlp_res50_g8_16_320", "params, %"] == "+47.5"
-    assert table["repmlp_res50_g4_8_320", "repmlp_res50_g8_16_320", "macs, %"] == "+3.7"
-    assert table["repmlp_res50_light_224", "resnet50", "macs, %"] == "-28.6"
+    assert table["repmlp_res50_g4_8_320", "repmlp_res50_g8_16_320", "MACs, %"] == "+3.7"
+    assert table["repmlp_res50_light_224", "resnet50", "MACs, %"] == "-28.6"
     assert table["repmlp_res50_c4", "resnet50", "params, more"] == "+5.35M"
     assert table["repmlp_res50_224", "resnet101", "speed, %"] == "-"
-    assert table["repmlp_res50_c4", "resnet50", "top1, points"] == "-"
+    assert table["repmlp_res50_c4", "resnet50", "top-1, points"] == "-"
 
 
 def test_claims_from_measurements():

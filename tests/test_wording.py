@@ -156,6 +156,17 @@ def test_values_in_words():
     assert wording.of_branches(["1x1+3x3d2s"]) == wording.of_branches(["3x3s"]) == wording.SHUFFLED
 
 
+def test_a_study_says_its_precision_and_which_images_it_was_evaluated_on(tmp_path):
+    held = [(f"data.holdout={share}", "trainer.precision=bf16-mixed") for share in (0, 0.1)]
+    records = study(tmp_path / "both", "none", held)
+    line = studies.scale_line(records)
+    assert "precision bf16-mixed, evaluated on 10,000 images, of some runs held out of training, after" in line
+    held_out = records[[config["data"]["holdout"] > 0 for config in records["config"]]]
+    assert "10,000 images held out of training after the last epoch" in studies.scale_line(held_out)
+    usual = studies.scale_line(study(tmp_path / "usual", "none", [("seed=1",)]))
+    assert "precision" not in usual and "held out" not in usual
+
+
 def test_settings_stand_in_words(tmp_path):
     cells = [(f"data.n_train={n}", f"recipe.epochs={e}") for n, e in ((2000, 100), (20_000, 10))]
     records = study(tmp_path, "none", cells)

@@ -24,6 +24,7 @@ from repmlp.models.pspnet import build_pspnet
 from repmlp.models.repmlp_pure import PureMLP
 
 DASH = "-"
+QUANTITIES = {"top1": "top-1", "miou": "mIoU", "macs": "MACs", "megaface": "MegaFace"}  # as a reader knows them
 # form of a network whose speed the paper tells: blocks merged, every batch norm folded
 FORM = "fused"
 SETTING = ["device", "threads", "dtype", "engine", "batch_size"]
@@ -142,7 +143,9 @@ def networks_table() -> pd.DataFrame:
                 "MACs G, batch norms folded": f"{found.folded_macs / 1e9:.3f}",
                 "paper params": printed.get((name, "params"), DASH),
                 "paper FLOPs": printed.get((name, "macs"), DASH),
-                "paper accuracy": f"{printed[name, accuracy]} {accuracy.split('_')[0]}" if accuracy else DASH,
+                "paper accuracy": f"{printed[name, accuracy]} {QUANTITIES[accuracy.split('_')[0]]}"
+                if accuracy
+                else DASH,
             }
         )
     return pd.DataFrame(table)
@@ -173,9 +176,7 @@ def claims_table(benchmark: pd.DataFrame | None = None, accuracy: Mapping[str, f
                 "section": row.section,
                 "network": row.network,
                 "against": row.against,
-                "what": {"pct": f"{kind}, %", "points": f"{kind}, points", "more": f"{kind}, more"}.get(
-                    unit, f"{kind}, times"
-                ),
+                "what": f"{QUANTITIES.get(kind, kind)}, {'%' if unit == 'pct' else unit}",
                 "paper": row.printed,
                 "ours": ours,
             }

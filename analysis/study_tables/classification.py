@@ -82,9 +82,14 @@ def scale_line(records: pd.DataFrame) -> str:
     data = ", ".join(sorted(set(records["data"])))
     # `imagenet` stands for any data set in folders
     classes = f" ({first['num_classes']:.0f} classes)" if first.get("num_classes", 0) > 0 else ""
+    precisions = {config["trainer"]["precision"] for config in records["config"]}
+    precision = "" if precisions == {"32-true"} else f"precision {' and '.join(sorted(precisions))}, "
+    held_out = {bool(config["data"].get("holdout")) for config in records["config"]}
+    split = {(True,): " held out of training", (False, True): ", of some runs held out of training,"}
     return (
         f"{data}{classes}, {listed(records['n_train'])} training images, {listed(records['epochs'])} epochs, "
-        f"batch {listed(records['batch_size'])}, evaluated on {listed(records['n_eval'])} images after the last epoch."
+        f"batch {listed(records['batch_size'])}, {precision}evaluated on {listed(records['n_eval'])} images"
+        f"{split.get(tuple(sorted(held_out)), '')} after the last epoch."
     )
 
 
