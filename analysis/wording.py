@@ -19,7 +19,7 @@ NAMES = {
     "data.holdout": "held-out share",
     "data.shift": "largest shift in pixels",
     "recipe.lr_per_256": "learning rate per 256 images",
-    "recipe.merge_after": "branches merged after",
+    "recipe.merge_after": "epochs before branches are merged",
     "recipe.warmup_epochs": "warm-up epochs",
 }
 # how a value stands in a sentence; elsewhere behind the setting's name
@@ -44,7 +44,7 @@ def value(setting: str, given: Any) -> str:
     """Write one value of a setting: "1x1+3x3", "4, 16", "yes"; a dash for a setting that a run does not have."""
     absent = given is None or given != given
     if setting == "recipe.merge_after":
-        return "the last epoch" if absent else f"{100 * given:g} % of the epochs"
+        return "100 %" if absent else f"{100 * given:g} %"  # without it, at the end
     if setting == "data.n_train":
         return "all" if given is None else str(given)
     if absent:

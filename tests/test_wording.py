@@ -130,6 +130,13 @@ def test_networks_that_are_compared_as_wholes_stand_on_the_axis(tmp_path, drawn)
     assert len(named) == 2 and figure.axes[0].get_xlabel() == "network"
 
 
+def test_merging_early_stands_in_the_order_of_time(tmp_path, drawn):
+    cells = [("model.kernels=[1,3]", f"recipe.merge_after={share}") for share in ("null", "0.0", "0.5")]
+    figure, _, named = draw(study(tmp_path, "small_merge_after", cells), tmp_path, drawn)
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["0 %", "50 %", "100 %"]
+    assert len(named) == 2
+
+
 @pytest.mark.parametrize(
     ("vary", "before", "to", "words"),
     [
@@ -137,8 +144,8 @@ def test_networks_that_are_compared_as_wholes_stand_on_the_axis(tmp_path, drawn)
         ("model", "a", "b", "b - a"),
         ("model.global_perceptron", False, True, "with - without Global Perceptron"),
         ("model.share_sets", [4, 16], [8, 32], "share-sets: (8, 32) - (4, 16)"),
-        ("recipe.merge_after", None, 0.2, "branches merged after: 20 % of the epochs - the last epoch"),
-        ("recipe.merge_after", None, 0.0, "branches merged after: 0 % of the epochs - the last epoch"),
+        ("recipe.merge_after", None, 0.2, "epochs before branches are merged: 20 % - 100 %"),
+        ("recipe.merge_after", None, 0.0, "epochs before branches are merged: 0 % - 100 %"),
         ("data.shift", 0, 16, "largest shift in pixels: 16 - 0"),
     ],
 )

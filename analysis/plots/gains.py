@@ -53,6 +53,8 @@ def cells(records: pd.DataFrame) -> tuple[pd.DataFrame, Axis]:
     raw = differing[axis].map(text_of).apply(tuple, axis=1) if axis else pd.Series([()] * len(records))
     if "data.n_train" in differing:
         differing["data.n_train"] = [int(n) for n in records["n_train"]]  # null stands for all of them
+    if "recipe.merge_after" in differing:
+        differing["recipe.merge_after"] = [1.0 if share is None else share for share in differing["recipe.merge_after"]]
     written = [wording.values(name, differing[name]) for name in axis]
     if len(axis) > 1:
         written = [[wording.phrase(name, each) for each in of] for name, of in zip(axis, written, strict=True)]
