@@ -44,7 +44,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from repmlp.runs.key import PATHS
-from repmlp.runs.launch import device_of, mistakes_in_one_line, run_command
+from repmlp.runs.launch import checkpoint_of, device_of, mistakes_in_one_line, run_command
 from repmlp.runs.record import write_json
 from repmlp.runs.settings import whole
 
@@ -79,6 +79,7 @@ def borders(config: DictConfig) -> tuple[Path, dict[str, Any]]:
     Raises ValueError for settings that cannot be, and for a network or a data set that cannot be measured.
     """
     check(config)
+    checkpoint = checkpoint_of(config)
     import numpy as np
     import torch
     from border_counts import measure
@@ -92,7 +93,6 @@ def borders(config: DictConfig) -> tuple[Path, dict[str, Any]]:
     if config.threads:
         torch.set_num_threads(config.threads)
     device = device_of(config.device)
-    checkpoint = Path(config.checkpoint).expanduser()
     net, metadata = load_model(checkpoint)
     if not isinstance(net, UperNet):
         raise ValueError(
@@ -207,8 +207,6 @@ def as_picture(image: Tensor, info: SegmentationInfo) -> np.ndarray:
 
 def check(config: DictConfig) -> None:
     """Raise ValueError for a setting that cannot be."""
-    if not config.checkpoint:
-        raise ValueError("which checkpoint? pass checkpoint=FILE")
     least = {"step": 1, "margin": 0, "bin": 1, "block": 1, "pictures": 0, "tile": 1, "n_images": 1, "threads": 1}
     for name, smallest in least.items():
         value = config[name]

@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from repmlp.runs.command_line import place
 from repmlp.runs.key import PATHS
-from repmlp.runs.launch import device_of, mistakes_in_one_line, place, run_command
+from repmlp.runs.launch import checkpoint_of, device_of, mistakes_in_one_line, run_command
 from repmlp.runs.progress import told
 from repmlp.runs.record import write_json
 from repmlp.runs.settings import whole
@@ -62,6 +63,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     compare_merged says; what was quantised; data, device, versions. Of a network that labels pixels: evaluate_masks.
     """
     _check(config)
+    checkpoint = checkpoint_of(config)
     import torch
     from masks import evaluate_masks
 
@@ -77,7 +79,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     if config.threads:
         torch.set_num_threads(config.threads)
     device = device_of(config.device)
-    net, network, metadata = open_checkpoint(place(config.checkpoint))
+    net, network, metadata = open_checkpoint(checkpoint)
     trained = TrainedOn.from_metadata(metadata)
     if network["arch"] in PIXELS:
         check_data(config.checkpoint, trained, config.data)
@@ -289,8 +291,6 @@ def _int8(
 
 def _check(config: DictConfig) -> None:
     """Raise ValueError for a setting that is none."""
-    if not config.checkpoint:
-        raise ValueError("which checkpoint? pass checkpoint=FILE")
     chosen = config.precisions
     if not isinstance(chosen, ListConfig):
         raise ValueError(f"precisions={chosen}: use a list, precisions=[{chosen}]")

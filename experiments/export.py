@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from repmlp.runs.launch import mistakes_in_one_line, place, run_command
+from repmlp.runs.command_line import place
+from repmlp.runs.launch import checkpoint_of, mistakes_in_one_line, run_command
 
 if TYPE_CHECKING:  # torch and what needs it is imported where it is used: --help comes without
     from torch import Tensor, nn
@@ -40,6 +41,7 @@ def main(config: DictConfig) -> None:
 def export(config: Mapping[str, Any]) -> str:
     """Write the files and return the table of what they are and how far they are from the network as trained."""
     _check(config)
+    source = checkpoint_of(config)
     import pandas as pd
     import torch
     from timm.utils import reparameterize_model
@@ -50,7 +52,6 @@ def export(config: Mapping[str, Any]) -> str:
 
     if config["threads"]:
         torch.set_num_threads(config["threads"])
-    source = place(config["checkpoint"])
     model, network, _ = open_checkpoint(source)
     size = image_size(model, network) if config["img_size"] is None else config["img_size"]
     height, width = (size, size) if isinstance(size, int) else size
@@ -66,7 +67,7 @@ def export(config: Mapping[str, Any]) -> str:
         traced = _deployed(model) if config["form"] == "deployed" else model
         program = to_exported_program(traced, (height, width), channels)
         torch.export.save(program, files[PROGRAM])
-        to_onnx(program, files[ONNX])
+        to_onnx(program, files[ONNX], config["opset"])
         del program
         reloaded, note = _reload(files)
         # what was written, not what it was written from
@@ -149,12 +150,10 @@ def latency(networks: list[Callable[[Tensor], Tensor]], shape: tuple[int, int, i
 
 def _check(config: Mapping[str, Any]) -> None:
     """Raise ValueError for a setting that is none."""
-    if not config["checkpoint"]:
-        raise ValueError("which checkpoint? pass checkpoint=FILE")
     size = config["img_size"]
     sides = [] if size is None else size if isinstance(size, list) and len(size) == 2 else [size]
     numbers = {"img_size": sides, "batch_sizes": config["batch_sizes"], "rounds": [config["rounds"]]}
-    numbers["threads"] = [] if config["threads"] is None else [config["threads"]]
+    numbers |= {name: [] if config[name] is None else [config[name]] for name in ("threads", "opset")}
     for name, values in numbers.items():
         values = values if isinstance(values, list) else [values]
         if any(isinstance(v, bool) or not isinstance(v, int) or v < 1 for v in values):

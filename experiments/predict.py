@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING
 import hydra
 from omegaconf import DictConfig
 
-from repmlp.runs.launch import device_of, mistakes_in_one_line, place, run_command
+from repmlp.runs.command_line import place
+from repmlp.runs.launch import checkpoint_of, device_of, mistakes_in_one_line, run_command
 from repmlp.runs.progress import to_stderr, told
 from repmlp.runs.settings import whole
 from repmlp.trained_on import TrainedOn
@@ -46,9 +47,10 @@ def predict(config: DictConfig) -> list[Path]:
     Raises ValueError for settings that cannot be, and where no image can be read.
     """
     check(config)
+    checkpoint_of(config)
+    folder, files = images_of(config.images)
     import torch
 
-    folder, files = images_of(config.images)
     with torch.inference_mode():
         return write_table(config, folder, files)
 
@@ -63,7 +65,7 @@ def write_table(config: DictConfig, folder: Path, files: list[Path]) -> list[Pat
     from repmlp.models.build import PIXELS, merged_copy
 
     out = place(config.out)
-    model, settings, metadata = open_checkpoint(place(config.checkpoint))
+    model, settings, metadata = open_checkpoint(checkpoint_of(config))
     trained = TrainedOn.from_metadata(metadata)
     device = device_of(config.device)
     model = (merged_copy(model) if config.merged else model).to(device).eval()
@@ -110,9 +112,8 @@ def write_table(config: DictConfig, folder: Path, files: list[Path]) -> list[Pat
 
 def check(config: DictConfig) -> None:
     """Raise ValueError for settings that cannot be."""
-    for name, value in (("checkpoint", config.checkpoint), ("images", config.images)):
-        if not value:
-            raise ValueError(f"which {name}? pass {name}={'FILE' if name == 'checkpoint' else 'FOLDER'}")
+    if not config.images:
+        raise ValueError("which images? pass images=FOLDER")
     if not isinstance(config.merged, bool):
         raise ValueError(f"merged={config.merged!r}: use true or false")
     whole("batch_size", config.batch_size, 1)
@@ -126,13 +127,13 @@ def images_of(given: str) -> tuple[Path, list[Path]]:
 
     Raises ValueError where there is none.
     """
-    from repmlp.data.files import IMG_EXTENSIONS, images_below
-
     where = place(given)
     if where.is_file():
         return where.parent, [Path(where.name)]
     if not where.is_dir():
         raise ValueError(f"images={given}: there is no such folder or file (looked for {where})")
+    from repmlp.data.files import IMG_EXTENSIONS, images_below
+
     files = list(images_below(where))
     if not files:
         raise ValueError(f"images={given}: no images in {where} and the folders below it ({', '.join(IMG_EXTENSIONS)})")

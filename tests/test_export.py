@@ -67,7 +67,7 @@ def written(program, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def exported(trained) -> tuple[Path, str]:
     """Where export.py writes by default, and what it prints."""
-    done = command("experiments/export.py", f"checkpoint={trained}", "rounds=2", "threads=1")
+    done = command("experiments/export.py", f"checkpoint={trained}", "rounds=2", "threads=1", "opset=20")
     assert done.returncode == 0, done.stderr
     return trained.parent / "export", done.stdout
 
@@ -273,7 +273,7 @@ def test_deployed_form_is_exported(trained, tmp_path):
 
 def test_file_names_with_any_marks_where_the_user_stands(trained, tmp_path):
     """Hydra reads = in a value as its grammar, and the command works in the repository's folder."""
-    from repmlp.runs.launch import place, quote_file_names
+    from repmlp.runs.command_line import place, quote_file_names
 
     given = ["checkpoint=/x/epoch=3-step=10.safetensors", "checkpoint=a(1),b.pth", "checkpoint='c=d'", "rounds=[1,2]"]
     assert quote_file_names(given) == [

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import nn
 
 from repmlp.data import build_data
-from repmlp.runs.launch import place_files
+from repmlp.runs.command_line import place_files
 from repmlp.runs.progress import told
 from repmlp.runs.record import read_record
 from repmlp.runs.run import execute

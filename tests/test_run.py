@@ -29,8 +29,8 @@ from repmlp.local_perceptron import LocalPerceptron
 from repmlp.locality import locality_index
 from repmlp.runs import fit
 from repmlp.runs import run as runs
+from repmlp.runs.command_line import message_of
 from repmlp.runs.key import run_key
-from repmlp.runs.launch import message_of
 from repmlp.runs.lock import run_lock
 from repmlp.runs.record import REQUIRED, read_record, record_path
 from repmlp.runs.run import execute, run_label
@@ -273,8 +273,13 @@ def refusal(folder: Path, *overrides: str) -> str:
         ("recipe.warmup_epochs=2", "the warm-up has to be shorter"),
         ("recipe.batch_size=1000", "200 training images are less than one batch of 1000: lower recipe.batch_size"),
         ("recipe.batch_size=0", "recipe.batch_size=0: use a whole number, at least 1"),
-        ("recipe.epochs=ten", "recipe.epochs: Value 'ten'"),
-        ("recipe.epochs=1.5", "recipe.epochs: Value '1.5'"),
+        ("recipe.epochs=ten", "recipe.epochs=ten: use a whole number"),
+        ("recipe.epochs=1.5", "recipe.epochs=1.5: use a whole number"),
+        ("recipe.decay_all=maybe", "recipe.decay_all=maybe: use true or false"),
+        ("recipe.betas=0.9", "recipe.betas=0.9: use a list in [ ]"),
+        ("recipe.betas=[a]", "recipe.betas[0]=a: use a number"),
+        ("trainer.minutes=x", "trainer.minutes=x: use a number or null"),
+        ("trainer=3", "trainer=3: use trainer.NAME=VALUE for its settings"),
         ("recipe.epochs=0", "recipe.epochs=0: use a whole number, at least 1"),
         ("recipe.lr_per_256=-1", "recipe.lr_per_256=-1.0: use a number above 0"),
         ("recipe.lr_per_256=0", "recipe.lr_per_256=0.0: use a number above 0"),
@@ -288,7 +293,12 @@ def refusal(folder: Path, *overrides: str) -> str:
         ("recipe.train_only=body", "recipe.train_only='body': use null or head"),
         ("recipe.layer_decay=2", "recipe.layer_decay=2.0: use a share, at most 1"),
         ("data.n_train=0", "n_train=0"),
-        ("seed=x", "seed: Value 'x'"),
+        ("seed=x", "seed=x: use a whole number"),
+        ("seed=null", "seed=null: use a whole number, or leave it out for its default"),
+        ("seed=0,1", "seed=0,1: these are several values; add -m to do a run with each, or write a list, seed=[0,1]"),
+        ("seed", "seed: write NAME=VALUE"),
+        ("model.kernels=[1,3", "model.kernels=[1,3: write NAME=VALUE"),
+        ("+data=patterns", "data: one of this group is chosen already; say data=NAME once"),
         ("seed=-1", "seed=-1: use a whole number"),
         ("seed=4294967296", "seed=4294967296: use a whole number below 2**32"),
         ("model.channels=[0,0]", "model.channels=[0, 0]: use a list of whole numbers above 0"),
@@ -315,7 +325,7 @@ def refusal(folder: Path, *overrides: str) -> str:
         ("trainer.accelerator=mps", "trainer.accelerator=mps: it has no float64, which merging needs; use cpu"),
         ("study=''", "study='': it is the name of a folder"),
         ("study=../elsewhere", "study='../elsewhere'"),
-        ("output_dir=null", "output_dir: field 'output_dir' is not Optional"),
+        ("output_dir=null", "output_dir=null: use a name, or leave it out for its default"),
         ("~trainer.compile", "trainer.compile"),
         ("backbone=nowhere.pth", "backbone is a setting of experiments/segment.py"),
         ("recipe=segmentation", "there is no setting recipe.auxiliary_weight"),

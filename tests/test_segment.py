@@ -30,8 +30,8 @@ from repmlp.models.upernet import predict as predict_pixels
 from repmlp.reading import read
 from repmlp.repmlp_block import RepMLP
 from repmlp.runs import run as runs
+from repmlp.runs.command_line import message_of
 from repmlp.runs.key import run_key
-from repmlp.runs.launch import message_of
 from repmlp.runs.record import record_path
 from repmlp.runs.run import execute
 from repmlp.runs.settings import run_of

@@ -64,10 +64,36 @@ def test_the_first_line_of_a_run_comes_before_torch(tmp_path, policy):
     )
     folders = [f"output_dir={tmp_path}", f"results_dir={tmp_path}"]
     own = {"OMP_WAIT_POLICY": policy} if policy else {}
-    lines = python(code, "experiments/ablate.py", "recipe.epochs=1", *folders, **own)
+    lines = python(code, "experiments/ablate.py", "recipe.epochs=20", *folders, **own)
     assert "run 1/1: repmlpnet_cifar" in lines[0]
     assert lines[1] == "at the run: []"
     assert lines[2] == f"waits: {policy or 'PASSIVE'}", "the user's own word stands"
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ("ablate recipe.epochs=0", "recipe.epochs=0: use a whole number, at least 1"),
+        ("ablate model.kernels=[2]", "its sides have to be odd"),
+        ("train seed=-1", "seed=-1: use a whole number"),
+        ("evaluate checkpoint=nowhere", "no checkpoint at"),
+        ("export checkpoint=nowhere", "no checkpoint at"),
+        ("borders checkpoint=nowhere", "no checkpoint at"),
+        ("predict checkpoint=nowhere images=.", "no checkpoint at"),
+        ("predict checkpoint=README.md images=nowhere", "there is no such folder"),
+    ],
+)
+def test_a_mistake_in_the_settings_needs_no_torch(tmp_path, words, said):
+    code = (
+        "import contextlib, io, runpy, sys; sys.argv = sys.argv[1:]\n"
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "except SystemExit as end: print(end.code)\n"
+        f"print(sorted({HEAVY} & set(sys.modules)))\n"
+    )
+    name, *rest = words.split()
+    folders = [f"output_dir={tmp_path}", f"results_dir={tmp_path}"] if name in ("ablate", "train") else []
+    *lines, imported = python(f"{code}", f"experiments/{name}.py", *rest, *folders)
+    assert said in "\n".join(lines) and imported == "[]"
 
 
 @pytest.mark.parametrize("name, value, first", [(None, "", True), ("RANK", "1", False), ("LOCAL_RANK", "0", True)])

@@ -8,8 +8,8 @@ import pytest
 from conftest import ROOT, TINY, command, compose_config, start
 from hydra import compose, initialize_config_dir
 
+from repmlp.runs.command_line import quote_names, refused
 from repmlp.runs.key import run_key
-from repmlp.runs.launch import quote_numbers
 from repmlp.runs.run import Outcome, run_label
 from repmlp.runs.sweep import differing, finish, note_outcome, progress_line, start_plan, sweep_rows, told_apart
 
@@ -70,6 +70,54 @@ def test_unknown_names_are_one_line(overrides, words):
     assert done.returncode == 1
     assert len(done.stderr.strip().splitlines()) == 1 and done.stderr.startswith("error: "), done.stderr
     assert all(word in done.stderr for word in words), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("ablate ~trainer.compile", "no setting can be taken away; leave this out for its default, or say trainer"),
+        ("train ~trainer", "no setting can be taken away"),
+        ("train ~data.name", "no setting can be taken away"),
+        ("export ~form", "no setting can be taken away"),
+        ("segment ~trainr.compile", "there is no setting trainr.compile; did you mean trainer.compile?"),
+        ("evaluate ~nothing", "there is no setting nothing; --help shows"),
+        ("ablate --seed=3", "write seed=3, without the --"),
+        ("ablate --seeed=3", "there is no setting seeed; did you mean seed?"),
+        ("ablate +seed=3", "write seed=3, without the +"),
+        ("evaluate +data=imagenet", "write data=imagenet, without the +"),
+        ("segment +recipe.window=[64,64]", "write recipe.window=[64,64], without the +"),
+        ("ablate +epochs=3", "there is no setting epochs; did you mean recipe.epochs or recipe.warmup_epochs?"),
+        ("export +opset=13", "write opset=13, without the +"),
+        ("export ++rate=13", "there is no setting rate; there are batch_sizes, checkpoint, form, img_size, opset"),
+        ("export +recipe.epochs=3", "there is no setting recipe.epochs; there are batch_sizes"),
+        ("export +data=patterns", "there is no setting data; there are batch_sizes"),
+        ("predict +change=mixup", "there is no setting change; there are batch_size, checkpoint"),
+        ("borders +tiles=3", "there is no setting tiles; did you mean tile?"),
+        ("ablate +sweep=locality", None),
+        ("train +change=[mixup,rand_augment]", None),
+        ("ablate hydra/launcher=joblib +hydra.x=1 ~hydra.sweeper.params.seed --config-dir=x --help", None),
+        ("predict checkpoint=~/x.pth images=~y out=+z.csv", None),
+    ],
+)
+def test_words_that_hydra_would_take_and_nothing_would_heed(words, said):
+    name, *rest = words.split()
+    found = refused(rest, ROOT / "experiments/conf", name.replace("ablate", "config"))
+    assert found == said is None or found.startswith(f"{rest[0]}: {said}")
+
+
+def test_only_runs_are_swept(tmp_path):
+    done = command("experiments/export.py", "-m", "threads=1,2")
+    assert done.stderr == "error: -m: only runs can be swept; do this command once for each value\n"
+    done = command("experiments/export.py", "threads=1,2")
+    assert done.stderr == "error: threads=1,2: these are several values; write a list, threads=[1,2]\n"
+
+
+@pytest.mark.parametrize("words", ["model=null", "data=3", "recipe=1e3"])
+def test_a_group_that_is_none_is_one_line(words):
+    done = command("experiments/ablate.py", words)
+    group, _, value = words.partition("=")
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+    assert f"Could not find '{group}/{value}' Available options" in done.stderr
 
 
 def test_absent_data_is_said_once_with_the_remedy(tmp_path):
@@ -171,8 +219,8 @@ def test_no_time_at_all_is_a_mistake(tmp_path):
 
 def test_names_are_names_and_the_flag_stands_anywhere(tmp_path):
     """Hydra reads 1e3 as 1000.0 and true as True, and argparse takes -m at either end alone."""
-    assert quote_numbers(["study=1e3", "study=a b", "study=null", "study='x'", "seed=1"]) == [
-        "study='1e3'", "study=a b", "study=null", "study='x'", "seed=1"
+    assert quote_names(["study=1e3", "study=a b", "study=null", "study='x'", "seed=1", "data=null"], ["data"]) == [
+        "study='1e3'", "study=a b", "study=null", "study='x'", "seed=1", "data='null'"
     ]  # fmt: skip
     folders = [f"results_dir={tmp_path}/r", f"output_dir={tmp_path}/o"]
     done = command("experiments/ablate.py", *TINY, *folders, "study=1e3", "-m", "seed=-1,-2")

@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +18,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from repmlp.runs.command_line import does_runs, message_of, place, place_files, quote_file_names, quote_names, refused
 from repmlp.runs.outcome import Outcome, first_process, one_line, run_label
-from repmlp.runs.settings import Recipe, Run, SegmentationRecipe, unknown
+from repmlp.runs.settings import BadSetting, Recipe, Run, SegmentationRecipe, run_of
 from repmlp.runs.sweep import (
     deadline_of,
     differing,
@@ -85,11 +85,28 @@ def run_job(config: DictConfig) -> float | None:
     return outcome.value
 
 
-def execute(*args: Any, **kwargs: Any) -> Outcome:
-    """Do a run, see run.execute; what it takes, torch and Lightning, is imported now: seconds after the first line."""
+def execute(config: dict[str, Any], label: str | None = None, deadline: float | None = None) -> Outcome:
+    """Do a run, see run.execute; what it takes, torch and Lightning, is imported once its settings are right."""
+    try:
+        run_of(config)
+    except BadSetting as error:
+        return Outcome("failed", label or run_label(config), "", str(error))
     from repmlp.runs import run
 
-    return run.execute(*args, **kwargs)
+    return run.execute(config, label, deadline)
+
+
+def checkpoint_of(config: Mapping[str, Any]) -> Path:
+    """Return where the checkpoint of a command lies, looked for before torch is imported.
+
+    Raises ValueError where none is named, FileNotFoundError where there is none.
+    """
+    if not config["checkpoint"]:
+        raise ValueError("which checkpoint? pass checkpoint=FILE")
+    path = place(config["checkpoint"])
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    return path
 
 
 def device_of(name: str) -> torch.device:
@@ -117,102 +134,6 @@ def mistakes_in_one_line() -> Iterator[None]:
         sys.exit(f"error: {one_line(error)}")
 
 
-def refuse_additions(overrides: list[str], configuration: Path) -> None:
-    """End the program with one line where `+NAME=VALUE` adds a setting: every setting is there without a plus.
-
-    What a plus is for are groups of settings (+sweep=NAME, +change=NAME) and Hydra's own. configuration: the folder of
-    the groups.
-    """
-    for text in overrides:
-        name, _, value = text.lstrip("+").partition("=")
-        group = configuration.joinpath(*name.split("@")[0].split("/"))
-        if text.startswith("+") and not name.startswith("hydra") and not group.is_dir():
-            files = configuration.rglob("*.yaml")
-            names = {key for file in files for key in _flat(OmegaConf.load(file)) if not key.startswith("hydra")}
-            names |= set(_flat(OmegaConf.structured(Run)))
-            ordered = sorted(names, key=lambda each: (each.count("."), each))  # of recipe.epochs and epochs the first
-            hint = "leave out the +" if name in names else str(unknown(name, value, ordered)).partition(": ")[2]
-            sys.exit(f"error: {text}: {hint}")
-
-
-def _flat(config: DictConfig, prefix: str = "") -> list[str]:
-    """Return the dotted names of all settings."""
-    names = []
-    for key in config:
-        node = config._get_node(key)
-        names += (
-            _flat(node, f"{prefix}{key}.")
-            if isinstance(node, DictConfig) and not node._is_none()
-            else [f"{prefix}{key}"]
-        )
-    return names
-
-
-def message_of(error: Exception) -> str:
-    """Return what Hydra or OmegaConf complains of, in one line; a setting that there is not with the nearest name."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, OmegaConfBaseException):
-        cause = cause.__cause__
-    if cause is not None and cause.full_key:
-        parent = cause.parent_node
-        where = str(cause.full_key).rpartition(".")[0]
-        absent = parent is not None and isinstance(parent, DictConfig) and cause.key not in parent
-        if absent:
-            names = [each for each in _flat(parent._get_root()) if not each.startswith("hydra.")]
-            names.sort(key=lambda each: each.rpartition(".")[0] == where)  # of equal names the last is offered
-            return str(unknown(str(cause.full_key), "...", names)).replace("=...", "", 1)
-        reason = str(cause.msg or cause).splitlines()[0]
-        return f"{cause.full_key}: {reason}"
-    return " ".join(str(error).partition("Config search path:")[0].split())
-
-
-def place(path: str | Path) -> Path:
-    """Return the absolute place of a path, a relative one taken from the folder that the user stands in."""
-    return (Path(os.environ.get("REPMLP_CWD", "")) / Path(path).expanduser()).absolute()
-
-
-def quote_file_names(arguments: list[str], names: tuple[str, ...] = ("checkpoint", "onnx", "out")) -> list[str]:
-    """Quote the values of settings that name a file, where Hydra would read = or other marks in one as its grammar."""
-    quoted = []
-    for text in arguments:
-        name, equals, value = text.partition("=")
-        if equals and name in names and value[:1] not in "'\"":
-            value = _quoted(value)
-        quoted.append(f"{name}{equals}{value}")
-    return quoted
-
-
-def quote_numbers(arguments: list[str], names: tuple[str, ...] = ("study",)) -> list[str]:
-    """Quote the values of settings that are names, where Hydra would read a number or a truth: 1e3 as 1000.0."""
-    return [
-        f"{name}='{value}'"
-        if equals and name in names and re.fullmatch(r"[\w.+-]+", value) and value != "null"
-        else text
-        for text in arguments
-        for name, equals, value in [text.partition("=")]
-    ]
-
-
-def place_files(arguments: list[str], names: tuple[str, ...] = ("data.root", "weights", "backbone")) -> list[str]:
-    """Let relative paths in settings that name what runs read start from the folder that the user stands in.
-
-    A comma stands between the values of a sweep, "weights=null,FILE", unless there is a file of that name.
-    """
-    placed = []
-    for text in arguments:
-        name, equals, value = text.partition("=")
-        if equals and name in names and value and not re.search(r"^[\['\"]|\$", value):
-            values = [value] if place(value).exists() else value.split(",")
-            text = f"{name}={','.join(one if one == 'null' else _quoted(str(place(one))) for one in values)}"
-        placed.append(text)
-    return placed
-
-
-def _quoted(value: str) -> str:
-    """Put a value into quotes where Hydra would read marks in it as its grammar."""
-    return "'" + value.replace("'", "\\'") + "'" if re.search(r"[=,{}()\[\]:]", value) else value
-
-
 def quicken_help() -> None:
     """Let Hydra list its groups without a copy of all stored settings for each: 2 of the 2.5 s that --help took.
 
@@ -237,18 +158,22 @@ def run_command(main: Callable[[], None], repository: Path) -> None:
     os.environ.setdefault("REPMLP_LAUNCH", f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{os.getpid()}")
     flags = [text for text in sys.argv[1:] if text in ("-m", "--multirun")]  # Hydra takes it at either end alone
     sys.argv[1:] = flags + [text for text in sys.argv[1:] if text not in flags]
-    sys.argv[1:] = quote_file_names(place_files(quote_numbers(sys.argv[1:])), ("checkpoint", "onnx", "out", "images"))
-    refuse_additions(sys.argv[1:], repository / "experiments/conf")
+    configuration = repository / "experiments/conf"
+    groups = [path.name for path in configuration.iterdir() if path.is_dir()]
+    sys.argv[1:] = quote_file_names(place_files(quote_names(sys.argv[1:], groups)))
     if {"-h", "--help", "--hydra-help"} & set(sys.argv):
         quicken_help()
     wanted_traceback = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come out as they are raised, and are told below
+    command = Path(sys.argv[0]).stem.replace("ablate", "config")
     try:
+        if mistake := refused(sys.argv[1:], configuration, command):
+            sys.exit(f"error: {mistake}")
         main()
     except (HydraException, OmegaConfBaseException) as error:
         if wanted_traceback:
             raise
-        sys.exit(f"error: {message_of(error)}")
+        sys.exit(f"error: {message_of(error, does_runs(configuration, command))}")
     except Exception as error:
         if wanted_traceback or not ended_without_a_word(error):
             raise

@@ -12,9 +12,10 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import types
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from repmlp.branches import WAYS, parse_all
 from repmlp.processor import PRODUCTS
@@ -25,6 +26,9 @@ COMPILE = (False, True, "reduce-overhead", "max-autotune")  # the last two with 
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")  # each process runs the command itself
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 SCHEDULES = ("cosine", "poly")
+KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a name", list: "a list in [ ]",
+         type(None): "null"}  # fmt: skip
+FEW = 12  # settings that are listed where no name is near
 
 # What a setting has to do with the key of a run:
 ALWAYS = "always"  # stands in it whatever its value: the settings that the first records have
@@ -359,7 +363,7 @@ def known(kind: type, values: Mapping[str, Any], part: str, open_ended: bool = F
 
 
 def unknown(name: str, value: Any, names: Iterable[str]) -> BadSetting:
-    """Return the error for a setting that there is not, with the nearest names there are."""
+    """Return the error for a setting that there is not, with the nearest names there are, or all where they are few."""
     leaf = name.rsplit(".", 1)[-1]
     by_leaf = {each.rsplit(".", 1)[-1]: each for each in names}
     words = set(leaf.split("_"))
@@ -367,8 +371,20 @@ def unknown(name: str, value: Any, names: Iterable[str]) -> BadSetting:
     shared = [each for each in by_leaf if any(len(word) > 3 for word in words & set(each.split("_")))]  # grad_clip
     near = [by_leaf[each] for each in [*difflib.get_close_matches(leaf, by_leaf, n=2, cutoff=0.75), *within, *shared]]
     near = list(dict.fromkeys(near))[:2]
-    hint = f"; did you mean {' or '.join(near)}?" if near else ""
-    return BadSetting(f"{name}={value}: there is no setting {name}{hint}")
+    if near:
+        hint = f"did you mean {' or '.join(near)}?"
+    elif len(by_leaf) <= FEW:
+        hint = f"there are {', '.join(sorted(by_leaf.values()))}"
+    else:
+        hint = "--help shows those that there are"
+    return BadSetting(f"{name}={value}: there is no setting {name}; {hint}")
+
+
+def words_for(annotation: Any) -> str | None:
+    """Say what a setting of a type can be, "a whole number or null"; None where the type says nothing."""
+    kinds = get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    words = [KINDS.get(get_origin(each) or each) for each in kinds]
+    return None if None in words else " or ".join(words)
 
 
 def run_of(config: Mapping[str, Any]) -> Run:

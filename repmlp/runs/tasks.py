@@ -21,7 +21,7 @@ from repmlp.models.repmlp_partitions import check_images, takes_any_size
 from repmlp.models.repmlpnet import RepMLPNet
 from repmlp.models.upernet import STRIDE
 from repmlp.runs.progress import told
-from repmlp.runs.settings import BadSetting, Run, unknown
+from repmlp.runs.settings import BadSetting, Run, unknown, words_for
 from repmlp.sizes import height_width
 from repmlp.training.base import RecipeModule
 from repmlp.training.classifier import Classifier
@@ -203,9 +203,8 @@ def check_type(name: str, value: Any, annotation: Any) -> None:
     What other arguments may be is said by what they are handed to.
     """
     allowed = set(get_args(annotation)) if isinstance(annotation, types.UnionType) else {annotation}
-    words = {bool: "true or false", int: "a whole number", float: "a number", type(None): "null"}
-    if not allowed <= words.keys():
+    if not allowed <= {bool, int, float, type(None)}:
         return
     given = type(value)
     if given not in allowed and not (given is int and float in allowed):
-        raise BadSetting(f"{name}={value!r}: use {' or '.join(words[kind] for kind in words if kind in allowed)}")
+        raise BadSetting(f"{name}={value!r}: use {words_for(annotation)}")
