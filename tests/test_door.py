@@ -245,13 +245,42 @@ def test_foreign_networks_are_told_with_the_first_names(tmp_path):
     assert repmlp.load is load
 
 
-@pytest.mark.parametrize(("there", "asked", "kept"), [(10, 10, True), (10, 7, False), (1000, 1000, True)])
-def test_timm_keeps_the_head_of_a_file_with_as_many_classes(tmp_path, there, asked, kept):
-    trained = timm.create_model("repmlpnet_t224", img_size=32, num_classes=there)
+SMALL = {
+    "repmlpnet_t224": {"channels": (8, 16, 32, 64), "blocks": (1, 1, 1, 1), "share_sets": (1, 2, 4, 8), "img_size": 32},
+    "repmlp_res50_224": {"layers": (1, 1, 1, 1), "channels": (8, 16, 32, 64), "partition": 2, "groups": 4,
+                         "img_size": 64},
+    "resmlp_12_patch4_32": {"num_blocks": 1, "img_size": 16},
+    "resmlp_12_patch2_32": {"depth": 1, "img_size": 16},
+    "gmlp_12_patch4_32": {"num_blocks": 1, "img_size": 16},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", SMALL)
+def test_timm_keeps_the_head_of_a_file_with_as_many_classes(tmp_path, variant):
+    """Of the 1000 classes that timm's configuration tells, too; a network that is asked for none has the file's."""
+    trained = timm.create_model(variant, num_classes=5, **SMALL[variant])
     torch.save(trained.state_dict(), tmp_path / "own.pth")
     overlay = {"file": str(tmp_path / "own.pth")}
-    net = timm.create_model(
-        "repmlpnet_t224", pretrained=True, pretrained_cfg_overlay=overlay, img_size=32, num_classes=asked
-    )
-    assert net.stem.conv.weight.equal(trained.stem.conv.weight)
-    assert (net.head.weight.shape == trained.head.weight.shape and net.head.weight.equal(trained.head.weight)) is kept
+    name = f"{trained.pretrained_cfg['classifier']}.weight"
+    for given, number in (
+        ({"num_classes": 5}, 5), ({}, 5), ({"pretrained_cfg_overlay": {**overlay, "num_classes": 5}}, 5),
+        ({"num_classes": 7}, 7), ({"num_classes": 1000}, 1000),
+    ):  # fmt: skip
+        net = timm.create_model(
+            variant, pretrained=True, **{"pretrained_cfg_overlay": overlay, **SMALL[variant], **given}
+        )
+        head = net.state_dict()[name]
+        assert len(head) == number == net.num_classes
+        assert (head.shape == trained.state_dict()[name].shape and head.equal(trained.state_dict()[name])) is (
+            number == 5
+        )
+        others = [each for each in trained.state_dict() if each.rpartition(".")[0] != name.rpartition(".")[0]]
+        assert all(net.state_dict()[each].equal(trained.state_dict()[each]) for each in others)
+
+
+@pytest.mark.parametrize("variant", SMALL)
+def test_timm_tells_the_images_of_the_network_that_was_built(variant):
+    side = SMALL[variant]["img_size"]
+    for given, channels in (({}, 3), ({"in_chans": 1}, 1)):
+        net = timm.create_model(variant, **SMALL[variant], **given)
+        assert timm.data.resolve_model_data_config(net)["input_size"] == (channels, side, side)

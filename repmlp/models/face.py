@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from timm.models.resnet import Bottleneck, ResNet
 from torch import Tensor, nn
 
-from repmlp.models.repmlp_resnet import RepMLPResNet, checkpoint_filter_fn
+from repmlp.models.registered import build_registered
+from repmlp.models.repmlp_resnet import RepMLPResNet, checkpoint_filter_fn, in_our_names
 from repmlp.tracing import readable
 
 # widths 128 to 1024, 3x3 convolutions as wide as the block: timm multiplies channels by 4, and by base_width / 64
@@ -118,17 +119,18 @@ default_cfgs = generate_default_cfgs(
 def faceresnet_96(pretrained: bool = False, **kwargs: Any) -> ResNet:
     """FaceResNet: the body has 30.84M parameters and 0.998 G MACs, batch norms folded."""
     arguments = {"block": Bottleneck, **FACE_RESNET, "num_classes": 0, **kwargs}
-    return build_model_with_cfg(ResNet, "faceresnet_96", pretrained, **arguments)
+    return build_registered(ResNet, "faceresnet_96", pretrained, **arguments)
 
 
 @register_model
 def repmlp_faceres_96(pretrained: bool = False, **kwargs: Any) -> RepMLPResNet:
     """RepMLP-FaceRes, r = 2 and g = 4 in c2, c3 and c4: 64.78M parameters, 1.088 G MACs, batch norms folded."""
     blocks = {"stages": ("c2", "c3", "c4"), "reductions": 2, "groups": 4, "partition": 6}
-    return build_model_with_cfg(
+    return build_registered(
         RepMLPResNet,
         "repmlp_faceres_96",
         pretrained,
+        in_our_names,
         pretrained_filter_fn=checkpoint_filter_fn,
         **{**FACE_RESNET, **blocks, "num_classes": 0, **kwargs},
     )
@@ -137,4 +139,4 @@ def repmlp_faceres_96(pretrained: bool = False, **kwargs: Any) -> RepMLPResNet:
 @register_model
 def mobilefacenet_96(pretrained: bool = False, **kwargs: Any) -> MobileFaceNet:
     """MobileFaceNet with an embedding of 128 numbers, as the older paper describes it."""
-    return build_model_with_cfg(MobileFaceNet, "mobilefacenet_96", pretrained, **kwargs)
+    return build_registered(MobileFaceNet, "mobilefacenet_96", pretrained, **kwargs)

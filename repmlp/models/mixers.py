@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import GatedMlp
-from timm.models import build_model_with_cfg, generate_default_cfgs, mlp_mixer, register_model
+from timm.models import generate_default_cfgs, mlp_mixer, register_model
 from timm.models.mlp_mixer import MlpMixer
 from torch import nn
 
 from repmlp.branches import BranchSpec
 from repmlp.injection import inject_locality
+from repmlp.models.registered import build_registered
 from repmlp.resmlp_key_names import convert_resmlp
 from repmlp.sizes import height_width
 
@@ -131,7 +132,7 @@ default_cfgs = generate_default_cfgs(
 
 def _create_mixer(variant: str, pretrained: bool, given: Mapping[str, Any], **shape: Any) -> MlpMixer:
     """Build a variant; given: the user's arguments, which go before those of its shape. Weights have timm's names."""
-    return build_model_with_cfg(
+    return build_registered(
         MlpMixer,
         variant,
         pretrained,
@@ -144,7 +145,7 @@ def _create_mixer(variant: str, pretrained: bool, given: Mapping[str, Any], **sh
 @register_model
 def resmlp_12_patch2_32(pretrained: bool = False, **kwargs: Any) -> MlpMixer:
     """The reduced ResMLP-12 of RepMLPNet's Table 5, by default without branches; takes what `build_resmlp` takes."""
-    return build_model_with_cfg(
+    return build_registered(
         build_resmlp,
         "resmlp_12_patch2_32",
         pretrained,

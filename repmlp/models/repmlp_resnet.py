@@ -11,12 +11,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from timm.models.resnet import Bottleneck, ResNet
 from torch import Tensor, nn
 
 from repmlp.branches import BranchSpec
 from repmlp.key_names import unwrap
+from repmlp.models.registered import build_registered
 from repmlp.models.repmlp_insertion import insert
 from repmlp.older_key_names import convert_older
 from repmlp.repmlp_block import RepMLP
@@ -129,8 +130,13 @@ default_cfgs = generate_default_cfgs(
 
 def _create(variant: str, pretrained: bool, variant_kwargs: dict[str, Any], **kwargs: Any) -> RepMLPResNet:
     """Build a variant: its own arguments, changed by those that the user gives."""
-    return build_model_with_cfg(
-        RepMLPResNet, variant, pretrained, pretrained_filter_fn=checkpoint_filter_fn, **{**variant_kwargs, **kwargs}
+    return build_registered(
+        RepMLPResNet,
+        variant,
+        pretrained,
+        in_our_names,
+        pretrained_filter_fn=checkpoint_filter_fn,
+        **{**variant_kwargs, **kwargs},
     )
 
 

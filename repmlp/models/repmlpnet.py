@@ -16,7 +16,7 @@ import torch.fx
 import torch.nn.functional as F
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import DropPath
-from timm.models import build_model_with_cfg, generate_default_cfgs, load_state_dict, register_model
+from timm.models import generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -25,6 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from repmlp.branches import BranchSpec
 from repmlp.key_names import convert, is_foreign
 from repmlp.layers import RepMLPBlock
+from repmlp.models.registered import build_registered
 from repmlp.processor import PRODUCTS
 from repmlp.products import bare, by_convolution, convolved
 from repmlp.sizes import height_width
@@ -445,29 +446,15 @@ def _create(variant: str, pretrained: bool, variant_kwargs: dict[str, Any], **kw
     """Build a variant: its own arguments, changed by those that the user gives."""
     if kwargs.get("features_only"):
         kwargs.setdefault("out_indices", tuple(range(len(variant_kwargs["blocks"]))))
-    given = kwargs.get("pretrained_cfg")
-    if isinstance(given, Mapping) and "num_classes" in given:  # a folder of weights tells how many classes they have
-        kwargs.setdefault("num_classes", given["num_classes"])
-    overlay = kwargs.get("pretrained_cfg_overlay") or {}
-    if pretrained and overlay.get("file") and "num_classes" not in overlay:
-        # timm keeps a file's classifier only where the configuration tells how many classes the file has
-        tensors = convert(load_state_dict(overlay["file"], weights_only=True))
-        if "head.weight" in tensors:
-            kwargs["pretrained_cfg_overlay"] = {**overlay, "num_classes": len(tensors["head.weight"])}
-    model = build_model_with_cfg(
+    return build_registered(
         RepMLPNet,
         variant,
         pretrained,
+        convert,
         pretrained_filter_fn=checkpoint_filter_fn,
         feature_cfg={"feature_cls": "getter"},
-        **{"stem_stride": 4, "num_classes": 1000, **variant_kwargs, **kwargs},
+        **{"stem_stride": 4, **variant_kwargs, **kwargs},
     )
-    if isinstance(model, RepMLPNet):  # what timm.data.resolve_model_data_config tells
-        model.pretrained_cfg = model.default_cfg = {
-            **model.pretrained_cfg,
-            "input_size": (model.in_chans, *model.img_size),
-        }
-    return model
 
 
 @register_model
