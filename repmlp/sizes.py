@@ -9,10 +9,12 @@ from numbers import Integral
 def height_width(img_size: int | Sequence[int]) -> tuple[int, int]:
     """Return (height, width) in pixels of one side, or of both.
 
-    Raises ValueError for anything but one or two whole numbers.
+    Raises ValueError for anything but one or two whole numbers above 0.
     """
     sides = (img_size, img_size) if isinstance(img_size, Integral) else img_size
-    whole = isinstance(sides, Sequence) and all(isinstance(n, Integral) and not isinstance(n, bool) for n in sides)
-    if not whole or len(sides) != 2:
+    pixels = isinstance(sides, Sequence) and all(
+        isinstance(n, Integral) and not isinstance(n, bool) and n > 0 for n in sides
+    )
+    if not pixels or len(sides) != 2:
         raise ValueError(f"img_size={img_size!r}: use a whole number of pixels, or (height, width)")
     return int(sides[0]), int(sides[1])

@@ -281,6 +281,6 @@ def test_timm_keeps_the_head_of_a_file_with_as_many_classes(tmp_path, variant):
 @pytest.mark.parametrize("variant", SMALL)
 def test_timm_tells_the_images_of_the_network_that_was_built(variant):
     side = SMALL[variant]["img_size"]
-    for given, channels in (({}, 3), ({"in_chans": 1}, 1)):
-        net = timm.create_model(variant, **SMALL[variant], **given)
+    for given, channels in (({}, 3), ({"in_chans": 1}, 1), ({"img_size": np.int64(side)}, 3)):
+        net = timm.create_model(variant, **{**SMALL[variant], **given})
         assert timm.data.resolve_model_data_config(net)["input_size"] == (channels, side, side)

@@ -10,7 +10,7 @@ from repmlp.cost import count_macs
 from repmlp.models.build import build_model
 from repmlp.sizes import height_width
 
-BAD = ["32", (32, "32"), 32.0, None, (32, 32, 32), (32,), True, (True, 32)]
+BAD = ["32", (32, "32"), 32.0, None, (32, 32, 32), (32,), True, (True, 32), 0, -32, (32, 0)]
 
 
 @pytest.mark.parametrize(

@@ -166,6 +166,13 @@ def test_drop_rates(name):
     assert model.head_drop.p == 0.3
 
 
+@pytest.mark.parametrize("name", ["drop_rate", "drop_path_rate"])
+@pytest.mark.parametrize("rate", [-0.1, 1, 1.5, float("nan")])
+def test_rates_that_are_none_are_refused(name, rate):
+    with pytest.raises(ValueError, match=f"^{name}={rate}: use a number from 0 to below 1"):
+        on_meta("repmlpnet_t224", **{name: rate})
+
+
 def test_drops_act_while_training_only():
     model = timm.create_model("repmlpnet_t224", img_size=SIDE, drop_rate=0.5, drop_path_rate=0.5)
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]

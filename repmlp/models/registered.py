@@ -33,10 +33,10 @@ def build_registered(
         tensors = renamed(load_state_dict(overlay["file"], weights_only=True))
         if head in tensors:
             kwargs["pretrained_cfg_overlay"] = {**overlay, "num_classes": len(tensors[head])}
+    if kwargs.get("img_size") is not None:
+        kwargs["img_size"] = height_width(kwargs["img_size"])
     model = build_model_with_cfg(kind, variant, pretrained, **kwargs)
-    channels, height, width = model.pretrained_cfg["input_size"]
-    if (size := kwargs.get("img_size")) is not None:
-        height, width = height_width(size)
-    channels = kwargs.get("in_chans") or channels
-    model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, "input_size": (channels, height, width)}
+    channels, *size = model.pretrained_cfg["input_size"]
+    built = (kwargs.get("in_chans") or channels, *(kwargs.get("img_size") or size))
+    model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, "input_size": built}
     return model

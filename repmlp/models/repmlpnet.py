@@ -187,8 +187,11 @@ class RepMLPNet(nn.Module):
             )
         height, width = height_width(img_size)
         smallest = stem_stride * 2 ** (len(channels) - 1)
-        if height % smallest or width % smallest or min(height, width) < 1:
+        if height % smallest or width % smallest:
             raise ValueError(f"img_size={img_size} is no multiple of {smallest}, the stride of the last stage")
+        for name, rate in (("drop_rate", drop_rate), ("drop_path_rate", drop_path_rate)):
+            if not 0 <= rate < 1:  # NaN too
+                raise ValueError(f"{name}={rate}: use a number from 0 to below 1")
         if embed_kernel is not None:
             number = isinstance(embed_kernel, int) and not isinstance(embed_kernel, bool)
             if not number or embed_kernel < 3 or embed_kernel % 2 == 0:
