@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, Forked, command, start, tiny_config
+import yaml
+from conftest import TINY, Forked, command, interrupt, start, tiny_config
 from hydra.errors import HydraException
 from PIL import Image
 from safetensors.torch import load_file
@@ -98,6 +99,35 @@ def test_folder_holds_weights_and_logs_but_no_checkpoint(finished):
     assert {"model.safetensors", "curve.csv", "tensorboard"} <= names and "last.ckpt" not in names
     text = (run_folder(finished) / "curve.csv").read_text()
     assert "top1_pct" in text and len(text.splitlines()) == 3
+
+
+def test_logs_of_a_resumed_run_go_on_in_one_place(finished, tmp_path):
+    config = tiny_run(tmp_path)
+    interrupt(config, epoch=1)
+    assert execute(config).state == "finished"
+    assert not [path for path in (run_folder(config) / "tensorboard").iterdir() if path.is_dir()]
+    events = EventAccumulator(str(run_folder(config) / "tensorboard"))
+    events.Reload()
+    curve = record_of(config)["curve"]
+    found = events.Scalars("top1_pct")
+    assert [each.value for each in found] == [pytest.approx(entry["top1_pct"]) for entry in curve]
+    assert [each.step for each in found] == sorted({each.step for each in found})
+    whole = (run_folder(finished) / "curve.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in (run_folder(config) / "curve.csv").read_text().splitlines()] == [
+        line.split(",")[0] for line in whole
+    ]
+
+
+def test_tensorboard_tells_runs_apart(finished):
+    told = yaml.safe_load((run_folder(finished) / "tensorboard/hparams.yaml").read_text())
+    assert told["seed"] == finished["seed"] and told["recipe"] == finished["recipe"]
+    assert told["model"] == finished["model"] and told["data"]["n_train"] == finished["data"]["n_train"]
+    assert "root" not in told["data"]
+    events = EventAccumulator(str(run_folder(finished) / "tensorboard"))
+    events.Reload()
+    assert "_hparams_/session_start_info" in events.summary_metadata
+    assert [each.value for each in events.Scalars("reached_pct")] == [pytest.approx(record_of(finished)["top1_pct"])]
+    assert "hp_metric" not in events.Tags()["scalars"]
 
 
 def test_tensorboard_holds_curves_and_kernel_pictures(tmp_path):

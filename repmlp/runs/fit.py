@@ -124,6 +124,9 @@ def train(settings: Run, folder: Path, path: Path, deadline: float | None, state
             "the trained weights are kept"
         ) from error
     last.unlink(missing_ok=True)
+    # TensorBoard's table of runs: what each was and what it reached
+    trainer.logger.log_hyperparams(config, {"reached_pct": reached(record)})
+    trainer.logger.experiment.close()
     return reached(record)
 
 
@@ -176,7 +179,9 @@ def make_trainer(settings: Run, folder: Path, commit: str | None, deadline: floa
         callbacks.append(AveragedWeights(decay=recipe.ema_decay))
     if deadline is not None:
         callbacks.append(Deadline(deadline))
-    logger = TensorBoardLogger(folder, name="tensorboard", version="")  # one folder, also where the run is resumed
+    # one folder, also where the run is resumed
+    logger = TensorBoardLogger(folder, name="tensorboard", version="", default_hp_metric=False)
+    logger.log_hyperparams(published(asdict(settings)))
     trainer = L.Trainer(
         max_epochs=recipe.epochs,
         accelerator=_accelerator(options.accelerator),
