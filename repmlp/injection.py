@@ -152,6 +152,11 @@ def inject_locality(
     inplace: change `model` itself, otherwise a deep copy. Weights and biases stay the same Parameters, for an optimizer
     that has them; the new parameters have to be added to it.
 
+    >>> net = inject_locality(timm.create_model("resmlp_12_224"), (1, 3))
+    >>> mine = inject_locality(my_mlp, (3,), size=(14, 14), layers="blocks.*.token_mix")  # (..., 196) -> (..., 196)
+    >>> torch.save(mine.state_dict(), "training.pt")  # as it is trained; to load it, inject the same into my_mlp first
+    >>> torch.save(merge_locality(mine.eval()).state_dict(), "merged.pt")  # for my_mlp as it was
+
     Returns the model, whose chosen layers are now InjectedLinear; modules used in several places stay tied.
     Raises ValueError, before anything is changed, where there is no layer to be found, a pattern matches nothing, the
     grid is unknown, a branch is of no use on it, or a chosen layer is no plain square nn.Linear with bias over exactly

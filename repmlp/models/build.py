@@ -36,6 +36,10 @@ def build_model(config: Mapping[str, Any], num_classes: int = 100, inference_mod
     """Build the network that `config` describes: {"arch": one of ARCHITECTURES, ...its arguments}.
 
     "name" is a label, "weights" and "backbone" say what it started from; none of them is looked at.
+
+    >>> net = build_model({"arch": "repmlpnet", "channels": [32, 64], "blocks": [3, 3], "share_sets": [4, 16]}, 10)
+    >>> net = build_model({"arch": "timm", "variant": "resmlp_12_224", "kernels": [1, 3]}, num_classes=1000)
+
     Raises ValueError for an unknown architecture or argument.
     """
     arguments = {key: value for key, value in config.items() if key not in ("name", "arch", "weights", "backbone")}
