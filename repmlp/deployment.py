@@ -34,8 +34,8 @@ def deploy(model: nn.Module, *, products: str | None = None, tune: Tensor | None
     Batch norms may be torch's, SyncBatchNorm, or frozen by timm (timm.layers.freeze_batch_norm_2d).
 
     model: a RepMLPNet, or a network with blocks of the older RepMLP, see fold_batch_norms; in evaluation mode.
-    products: how a RepMLPNet multiplies on a CPU, "linear" or "convolution" (see repmlp.products; an FC3 of a small map
-    or few images is linear in any case); None for what suits the processor. tune: images (N, in_chans, H, W) with which
+    products: how a RepMLPNet multiplies on a CPU, "linear" or "convolution" (see repmlp.products; small products
+    are linear in any case); None for what suits the processor. tune: images (N, in_chans, H, W) with which
     each layer is timed in both ways to take the faster; right for that many images of that size, on this machine with
     this many threads. What records the copy (export, compile, trace) gets linear layers in any case.
     Raises TypeError for another kind of model (timm.utils.reparameterize_model merges any), RuntimeError in training
@@ -308,7 +308,7 @@ def ffn_with_residual(
             hidden = F.gelu(F.linear(x.transpose(1, 2), first, first_bias.squeeze(1)))
             return x + F.linear(hidden, second).transpose(1, 2)
         if x.device.type == "cpu" and plain(x, first, first_bias, second):
-            if by_convolution(products, x):
+            if by_convolution(products, x) and n * x.shape[2] * first.numel() >= _CONVOLVED_MACS:
                 return _ffn_by_convolution(x, first, first_bias, second)
             at_once = _images_at_once(x, first, _HIDDEN_BYTES)
             if at_once < n:
@@ -356,6 +356,7 @@ for _name in ("cut_into_tiles", "join_tiles", "sets_first"):
     torch.fx.wrap(_name)
 # Bytes of the hidden maps of an FFN that are held at once on a CPU; convolutions write them in new memory each time
 _HIDDEN_BYTES, _CONVOLVED_BYTES = 2**24, 2**22
+_CONVOLVED_MACS = 2**25  # multiply-accumulates from which an FFN's product is worth what a convolution does besides
 _ROUNDS = 5  # in which _tune times the two products in turn
 
 

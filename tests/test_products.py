@@ -113,6 +113,7 @@ def test_a_layer_on_which_something_hangs_is_called(calls):
 @pytest.mark.parametrize("size", [(24, 24), (36, 48), (20, 28)])
 def test_a_deployed_network_gives_the_same_with_either(calls, monkeypatch, size):
     monkeypatch.setattr(deployment, "_CONVOLVED_BYTES", 8 * 64 * 144 * 3)  # three images at once
+    monkeypatch.setattr(deployment, "_CONVOLVED_MACS", 0)
     net = randomise_norms(RepMLPNet(**SMALL)).double().eval()
     x = torch.randn(64, 3, *size, dtype=torch.float64)
     linear, other = deploy(net, products="linear"), deploy(net, products="convolution")
@@ -127,6 +128,24 @@ def test_a_deployed_network_gives_the_same_with_either(calls, monkeypatch, size)
     torch.testing.assert_close(
         *(torch.autograd.grad(f(x).sum(), x)[0] for f in (linear, other)), rtol=1e-10, atol=1e-12
     )
+
+
+def test_small_products_of_a_deployed_network_stay_linear(calls, monkeypatch):
+    taken = []
+    monkeypatch.setattr(deployment, "_ffn_by_convolution", lambda x, *weights: taken.append(x.shape) or x)
+    net = deploy(RepMLPNet(**SMALL).eval(), products="convolution")
+    x = torch.randn(64, 3, 24, 24)  # 64 * 144 * 64 * 16 = 9.4 million multiply-accumulates in the larger FFN
+    with torch.no_grad():
+        net(x)
+    assert not taken and len(calls) == 4, "the FC3 of 12x12 maps alone"
+    monkeypatch.setattr(deployment, "_CONVOLVED_MACS", 64 * 144 * 64 * 16)
+    with torch.no_grad():
+        net(x)
+    assert taken == [(64, 16, 144), (64, 32, 36)], "as many in either stage"
+    calls.clear()
+    with torch.no_grad():
+        net(x[:48])
+    assert len(taken) == 2 and not calls, "192 rows of a share-set"
 
 
 def test_tuning_takes_what_was_faster(monkeypatch):
