@@ -33,10 +33,12 @@ def build_registered(
         tensors = renamed(load_state_dict(overlay["file"], weights_only=True))
         if head in tensors:
             kwargs["pretrained_cfg_overlay"] = {**overlay, "num_classes": len(tensors[head])}
-    if kwargs.get("img_size") is not None:
-        kwargs["img_size"] = height_width(kwargs["img_size"])
+    given = kwargs.get("img_size")
+    if given is not None:  # numpy's numbers and the like as Python's; a side stays one, so that messages name it
+        asked = height_width(given)
+        kwargs["img_size"] = asked if isinstance(given, (tuple, list)) else asked[0]
     model = build_model_with_cfg(kind, variant, pretrained, **kwargs)
     channels, *size = model.pretrained_cfg["input_size"]
-    built = (kwargs.get("in_chans") or channels, *(kwargs.get("img_size") or size))
+    built = (kwargs.get("in_chans") or channels, *(size if given is None else asked))
     model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, "input_size": built}
     return model
