@@ -181,7 +181,8 @@ def test_objects_of_absent_classes_are_left_out(zipped, tmp_path):
     pickled_away(content, path, zipped)
     modules = set(sys.modules)
     found = read(path)
-    assert set(sys.modules) == modules
+    # what torch itself imports when it loads for the first time is no business of the file's
+    assert {name for name in set(sys.modules) - modules if not name.startswith("torch.")} == set()
     assert type(found["config"]).__name__ == type(found["args"]).__name__ == "_Inert"
     x = torch.randn(1, 3, 16, 16)
     assert torch.equal(load(path)(x), net(x))
