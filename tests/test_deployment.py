@@ -147,7 +147,7 @@ def test_ffn_by_parts_is_the_ffn(monkeypatch):
     x = torch.randn(5, 3, 32, 32, dtype=torch.float64)
     with torch.no_grad():
         expected = deployed(x)
-        monkeypatch.setattr(sys.modules["repmlp.deployment"], "_HIDDEN_BYTES", 2 * 64 * 256 * 8)  # two images at once
+        monkeypatch.setattr(sys.modules["repmlp.deployed_ffn"], "_HIDDEN_BYTES", 2 * 64 * 256 * 8)  # two images at once
         torch.testing.assert_close(deployed(x), expected, rtol=1e-12, atol=1e-12)
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.utils import prune
 
-from repmlp import RepMLP, RepMLPNet, deploy, deployment, layers
+from repmlp import RepMLP, RepMLPNet, deploy, deployed_ffn, deployment, layers
 from repmlp.models import repmlpnet
 from repmlp.products import by_convolution, convolved, products_by, usual_product
 
@@ -112,8 +112,8 @@ def test_a_layer_on_which_something_hangs_is_called(calls):
 
 @pytest.mark.parametrize("size", [(24, 24), (36, 48), (20, 28)])
 def test_a_deployed_network_gives_the_same_with_either(calls, monkeypatch, size):
-    monkeypatch.setattr(deployment, "_CONVOLVED_BYTES", 8 * 64 * 144 * 3)  # three images at once
-    monkeypatch.setattr(deployment, "_CONVOLVED_MACS", 0)
+    monkeypatch.setattr(deployed_ffn, "_CONVOLVED_BYTES", 8 * 64 * 144 * 3)  # three images at once
+    monkeypatch.setattr(deployed_ffn, "_CONVOLVED_MACS", 0)
     net = randomise_norms(RepMLPNet(**SMALL)).double().eval()
     x = torch.randn(64, 3, *size, dtype=torch.float64)
     linear, other = deploy(net, products="linear"), deploy(net, products="convolution")
@@ -132,13 +132,13 @@ def test_a_deployed_network_gives_the_same_with_either(calls, monkeypatch, size)
 
 def test_small_products_of_a_deployed_network_stay_linear(calls, monkeypatch):
     taken = []
-    monkeypatch.setattr(deployment, "_ffn_by_convolution", lambda x, *weights: taken.append(x.shape) or x)
+    monkeypatch.setattr(deployed_ffn, "_ffn_by_convolution", lambda x, *weights: taken.append(x.shape) or x)
     net = deploy(RepMLPNet(**SMALL).eval(), products="convolution")
     x = torch.randn(64, 3, 24, 24)  # 64 * 144 * 64 * 16 = 9.4 million multiply-accumulates in the larger FFN
     with torch.no_grad():
         net(x)
     assert not taken and len(calls) == 4, "the FC3 of 12x12 maps alone"
-    monkeypatch.setattr(deployment, "_CONVOLVED_MACS", 64 * 144 * 64 * 16)
+    monkeypatch.setattr(deployed_ffn, "_CONVOLVED_MACS", 64 * 144 * 64 * 16)
     with torch.no_grad():
         net(x)
     assert taken == [(64, 16, 144), (64, 32, 36)], "as many in either stage"

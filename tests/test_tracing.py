@@ -22,7 +22,7 @@ RECORDED = 5  # images; the FFN of the deployed net takes two of 32 x 32 at once
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch):
-    monkeypatch.setattr("repmlp.deployment._HIDDEN_BYTES", 2 * 32 * 256 * 8)
+    monkeypatch.setattr("repmlp.deployed_ffn._HIDDEN_BYTES", 2 * 32 * 256 * 8)
 
 
 def forms() -> dict[str, nn.Module]:
