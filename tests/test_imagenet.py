@@ -218,7 +218,9 @@ def test_a_foreign_model_gets_branches_and_a_record(folders, tmp_path):
     assert outcome.state == "finished", outcome.message
     record = json.loads(Path(outcome.message).read_text())
     assert record["model"] == "resmlp_12_224" and record["kernels"] == [1, 3] and record["n_eval"] == 20
-    assert record["top1_pct"] == record["top1_merged_pct"] and 0 < record["merge_error"] < 2e-6
+    # layer scale starts at 1e-4 there, so on some processors the merged layers change no bit of the logits
+    assert record["top1_pct"] == record["top1_merged_pct"] and record["merge_error"] < 2e-6
+    assert all(layer["trained"] != layer["injected"] for layer in record["locality"]), "something was merged"
     assert [layer["layer"] for layer in record["locality"]] == [f"blocks.{i}.linear_tokens" for i in range(12)]
     for which, by_layer in record["curve"][-1]["locality"].items():
         of_average = [locality_index(layer[which], layer["size"]) for layer in record["locality"]]
