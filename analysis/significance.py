@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import statsmodels.formula.api as smf
 import wording
-from records import differing_settings
+from records import differing_settings, text_of
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
@@ -96,13 +96,11 @@ def _where(table: pd.DataFrame, cell: str, others: Sequence[str]) -> str:
         if name == "model.name"
         or not name.startswith("model.")
         or "model.name" not in table
-        or table[name].map(lambda v: json.dumps(v, default=str)).groupby(table["model.name"]).nunique().max() > 1
+        or table[name].map(text_of).groupby(table["model.name"]).nunique().max() > 1
     ]
     row = table.loc[cell]
     return ", ".join(
-        wording.phrase(name, wording.value(name, row[name]))
-        for name in named
-        if table[name].map(lambda v: json.dumps(v, default=str)).nunique() > 1
+        wording.phrase(name, wording.value(name, row[name])) for name in named if table[name].map(text_of).nunique() > 1
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Mapping
 from functools import partial
@@ -21,23 +22,23 @@ from .settings import parse
 
 
 def measure(bench: Bench, options: Mapping[str, Any]) -> None:
-    for batch in options["batch_sizes"]:
-        for text in options["precision_models"]:
-            name, size = parse(text)
-            net = deploy(build(name, size))
+    for text in options["precision_models"]:
+        name, size = parse(text)
+        net = deploy(build(name, size))
+        in_bfloat16 = copy.deepcopy(net).bfloat16()  # a copy: it casts in place
+        with tempfile.TemporaryDirectory() as folder:
+            plain, quantised = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
+            to_onnx(to_exported_program(net, size), plain)
+            quantize_dynamic(plain, quantised)
+            sessions = {path.stem: onnx_session(path, torch.get_num_threads()) for path in (plain, quantised)}
+        fact = {"model": name, "form": "deployed", "img_size": size, "macs": count_macs(net, size)}
+        for batch in options["batch_sizes"]:
             images = torch.randn(batch, 3, size, size)
-            with tempfile.TemporaryDirectory() as folder:
-                plain, quantised = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
-                to_onnx(to_exported_program(net, size), plain)
-                quantize_dynamic(plain, quantised)
-                sessions = {path.stem: onnx_session(path, torch.get_num_threads()) for path in (plain, quantised)}
             runs = {
                 ("eager", "float32"): partial(_in_torch, net, images),
-                # made anew: to() casts in place
-                ("eager", "bfloat16"): partial(_in_torch, deploy(build(name, size)).bfloat16(), images.bfloat16()),
+                ("eager", "bfloat16"): partial(_in_torch, in_bfloat16, images.bfloat16()),
                 **{("onnxruntime", dtype): partial(run_onnx, session, images) for dtype, session in sessions.items()},
             }
-            fact = {"model": name, "form": "deployed", "img_size": size, "macs": count_macs(net, size)}
             cases = [
                 Case(f"{engine:12s} {dtype:9s}", {**fact, "engine": engine, "dtype": dtype}, run)
                 for (engine, dtype), run in runs.items()
