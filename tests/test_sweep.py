@@ -137,7 +137,7 @@ def test_every_sweep_composes_and_has_the_runs_it_says():
         "locality_imagenet": 4, "share_sets_imagenet": 4, "segmentation": 3, "segmentation_small": 3,
         "small/learning_rate": 6, "small/locality": 40, "small/table4": 20, "small/more_data": 6, "small/pure_mlp": 21,
         "small/control": 60, "small/merge_after": 20, "small/merge_control": 10, "small/pspnet": 2,
-        "small/position": 40,
+        "small/position": 40, "small/pure_mlp_rate": 6,
         "small/locality_imagenet": 6, "small/share_sets_imagenet": 12, "small/finetuning_imagenet": 1,
     }  # fmt: skip
     folder = ROOT / "experiments/conf/sweep"
