@@ -198,3 +198,45 @@ def test_its_gains_are_those_of_the_contrasts():
             text = path.read_text()
             assert difference in text and f"{low} to {high}" in text, (name_of(path), row)
         assert f"n = {rows[0]['n']}:" in README.read_text()
+
+
+def figures_of(*paths) -> list[float]:
+    """Return the numbers that stand alone in cells of tables, with "34.35" and "5e-05", without their signs."""
+    cells = [cell for path in paths for row in csv.reader(path.open()) for cell in row]
+    return [abs(float(cell)) for cell in cells if re.fullmatch(r"[+-]?\d+(\.\d+)?(e-?\d+)?", cell)]
+
+
+def strange(text: str, known: list[float]) -> list[str]:
+    """Return the figures with a decimal point in a text that no known number is rounded to; "p < 0.01" is no figure."""
+    written = re.findall(r"(?<![\w.])(?<!< )\d+\.\d+", text)
+    return [
+        figure
+        for figure in written
+        if not any(abs(number - float(figure)) <= 0.500001 * 10.0 ** -len(figure.partition(".")[2]) for number in known)
+    ]
+
+
+def test_figures_in_the_readings_are_those_of_the_tables():
+    """A study that goes on must not leave yesterday's figures in the reading of its results either."""
+    results = ROOT / "results"
+    text = (results / "README.md").read_text()
+    studies = 0
+    for title, body in re.findall(r"^## (.*)\n((?:(?!## ).*\n?)*)", text, re.MULTILINE):
+        number = re.search(r"^- \*\*Number\*\*(.*?)^- \*\*", body, re.MULTILINE | re.DOTALL)
+        linked = re.search(r"\((\w+)/contrasts\.md\)", body)
+        if number and linked:
+            known = figures_of(*(p for p in (results / linked[1]).glob("*.csv") if p.name != "runs.csv"))
+            assert not strange(number[1], known), title
+            studies += 1
+    for row in re.findall(r"^\| .*/contrasts\.md\).*$", text, re.MULTILINE):
+        _, here, interval = row.split(" | ")[:3]
+        known = figures_of(results / re.search(r"\((\w+)/contrasts\.md\)", here)[1] / "contrasts.csv")
+        assert not strange(f"{here} {interval}", known), row
+    assert studies >= 6
+
+
+def test_figures_of_locality_are_those_of_its_table():
+    text = (ROOT / "results/README.md").read_text().partition("## Does a number for locality predict accuracy?\n")[2]
+    text = " ".join(text.partition("\n## ")[0].split())
+    written = re.findall(r"[+-]\d\.\d+|p = \d\.\d+", text)
+    assert len(written) >= 7 and not strange(" ".join(written), figures_of(ROOT / "results/locality.csv")), written

@@ -26,10 +26,10 @@ NOTE = (
     "Rank correlation (Spearman) of top-1 with the locality index: the mean over the spatial layers of how much nearer "
     "to the output point its |weight| lies than a flat kernel's (0 flat, 1 all on the point). Ranks in one network, "
     "data and recipe alone. 'branch sets': a point is the mean over the seeds of one set of branches, which are local "
-    "by construction; 'seeds': runs that differ in their seed alone, groups of two or three points. p: share of all "
-    "pairings within the groups that correlate at least as much, "
-    f"of {PAIRINGS:,} drawn ones where there are more; of four points it cannot be below 0.083. Not corrected for "
-    "their number; a description of the runs that there are, no claim that was named before them."
+    "by construction; 'seeds': runs that differ in their seed alone, a group for each set of branches. p: share of all "
+    f"pairings within the groups that correlate at least as much, of {PAIRINGS:,} drawn ones where there are more; of "
+    "four points it cannot be below 0.083. Not corrected for their number; a description of the runs that there are, "
+    "no claim that was named before them."
 )
 
 
@@ -116,7 +116,8 @@ def draw(records: pd.DataFrame, table: pd.DataFrame, stem: Path, pdf: bool = Fal
     """
     several = records.groupby("group")["cell"].nunique() > 1
     groups = list(several[several].index) or sorted(set(records["group"]))
-    sets = sorted({tuple(kernels) for kernels in records["kernels"]}, key=branches.order)
+    drawn = records[records["group"].isin(groups)]
+    sets = sorted({tuple(kernels) for kernels in drawn["kernels"]}, key=branches.order)
     style = {kernels: style_of(i) for i, kernels in enumerate(sets)}
     columns, deep = min(COLUMNS, len(groups)), -(-len(groups) // COLUMNS)
     figure = plt.figure(figsize=(max(6, 3 * columns), 2 * (2.5 * deep + 0.4) + 0.6), layout="constrained")
