@@ -387,6 +387,8 @@ def test_locality_is_ranked_within_runs_that_can_be_compared(tmp_path):
     bare, older = compose_config("model.width=8", "model=resmlp12_cifar"), compose_config("seed=9")
     write_record(record_path(tmp_path, "s", run_key(bare)), {**full_record(bare, 1.0), "locality": []})
     write_record(record_path(tmp_path, "s", run_key(older)), full_record(older, 1.0))  # no such field
+    merged = compose_config("recipe.merge_after=0.5", "model.kernels=[1,3]")  # its FC holds its branches
+    write_record(record_path(tmp_path, "s", run_key(merged)), {**full_record(merged, 1.0), "locality": profile(0.5)})
     records = locality.with_index(load_records(tmp_path))
     assert len(records) == 36 and records["group"].nunique() == 3 and records["cell"].nunique() == 18
     assert sorted(records["injected"])[:2] == pytest.approx([0.0, 0.01]) and set(records["trained"]) == {0.0}

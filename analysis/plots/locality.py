@@ -29,18 +29,20 @@ NOTE = (
     "by construction; 'seeds': runs that differ in their seed alone, a group for each set of branches. p: share of all "
     f"pairings within the groups that correlate at least as much, of {PAIRINGS:,} drawn ones where there are more; of "
     "four points it cannot be below 0.083. Not corrected for their number; a description of the runs that there are, "
-    "no claim that was named before them."
+    "no claim that was named before them. Runs whose branches were merged while training are left out."
 )
 
 
 def with_index(records: pd.DataFrame) -> pd.DataFrame:
-    """Add what the figure and the table need of each run; runs without spatial layers are left out.
+    """Add what the figure and the table need of each run.
 
+    Left out are runs without spatial layers, and those whose branches were merged while training: their FC holds them.
     Columns: injected, trained (locality index, the mean over the layers), cell (runs that differ in their seed alone)
     and group (runs that differ in seed and branches alone). A run that two studies hold counts once.
     """
     records = records.assign(locality=layers_of(records))
-    records = records[records["locality"].map(len) > 0].drop_duplicates(subset="key")
+    merged_early = [config["recipe"].get("merge_after") is not None for config in records["config"]]
+    records = records[(records["locality"].map(len) > 0) & ~np.array(merged_early, bool)].drop_duplicates(subset="key")
     for kind in KINDS:
         index = [
             float(np.mean([locality_index(layer[kind], layer["size"]) for layer in layers]))
