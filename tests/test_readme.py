@@ -202,7 +202,7 @@ def test_its_gains_are_those_of_the_contrasts():
 
 def figures_of(*paths) -> list[float]:
     """Return the numbers that stand alone in cells of tables, with "34.35" and "5e-05", without their signs."""
-    cells = [cell for path in paths for row in csv.reader(path.open()) for cell in row]
+    cells = [cell for path in paths for row in csv.reader(path.read_text().splitlines()) for cell in row]
     return [abs(float(cell)) for cell in cells if re.fullmatch(r"[+-]?\d+(\.\d+)?(e-?\d+)?", cell)]
 
 
