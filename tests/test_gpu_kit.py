@@ -32,10 +32,12 @@ def test_scripts_are_shell(script):
     subprocess.run(["bash", "-n", KIT / script], check=True)
 
 
-def test_runs_of_the_queue_are_the_sweeps_and_others_are_refused(kit, tmp_path):
+def test_runs_of_the_queue_are_the_sweeps_and_others_are_refused(kit, tmp_path, monkeypatch):
     rows, queue = kit("rows"), tmp_path / "queue.txt"
-    lines = [line for line in (KIT / "queue.txt").read_text().splitlines() if not line.startswith("#")]
-    assert len(set(lines)) == len(lines) == len(rows.sweep()) == 24
+    asked = rows.asked(KIT / "queue.txt")
+    lines = [line for line, sweep in asked if sweep == rows.SWEEP]
+    assert len(set(asked)) == len(asked) and len(lines) == len(rows.sweep()) == 24
+    monkeypatch.setattr(rows, "record_path", lambda *_: tmp_path / "none")  # as if no row had its record yet
     queue.write_text(f"{lines[0]}\n{lines[-1]}\n")
     rows.pack(queue, tmp_path / "kit.json")
     packed = json.loads((tmp_path / "kit.json").read_text())
@@ -43,6 +45,22 @@ def test_runs_of_the_queue_are_the_sweeps_and_others_are_refused(kit, tmp_path):
     assert (packed["epochs"], packed["steps"], packed["models"]) == (100, 390, rows.MODELS)
     queue.write_text("repmlpnet_cifar [5] 0\n")
     with pytest.raises(SystemExit, match=r"repmlpnet_cifar \[5\] 0' is no row of \+sweep=locality"):
+        rows.pack(queue, tmp_path / "kit.json")
+
+
+def test_a_queue_takes_rows_of_other_sweeps_with_their_own_study_and_length(kit, tmp_path, monkeypatch):
+    rows, queue = kit("rows"), tmp_path / "queue.txt"
+    monkeypatch.setattr(rows, "record_path", lambda *_: tmp_path / "none")
+    queue.write_text("repmlpnet_small [1,3] 0 sweep=small/more_data\nrepmlpnet_cifar [1,3] 0\n")
+    rows.pack(queue, tmp_path / "kit.json")
+    packed = json.loads((tmp_path / "kit.json").read_text())
+    short, whole = packed["rows"]
+    assert short["key"] in rows.sweep("small/more_data") and short["study"] == "small_more_data_cifar100"
+    assert (short["epochs"], short["steps"]) == (25, 390) and "trainer.eval_every=20" not in short["overrides"]
+    assert whole["study"] == rows.STUDY and "guess" in short and "guess" not in whole
+    assert (packed["epochs"], packed["models"]) == (100, ["repmlpnet_cifar"])  # what the first call times
+    queue.write_text("repmlpnet_small [3] 0 sweep=small/more_data\n")
+    with pytest.raises(SystemExit, match=r"is no row of \+sweep=small/more_data"):
         rows.pack(queue, tmp_path / "kit.json")
 
 

@@ -6,5 +6,5 @@ kit=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 carried=${GPU_WORK:-/tmp}/carried
 rm -rf "$carried"
 mkdir -p "$carried"
-cp -r "$kit"/{cifar,project.bundle,git.tgz} "$kit"/test-*.parquet "$carried/"
+cp -r "$kit"/{cifar,commit,files,git.tgz} "$kit"/*.parquet* "$carried/"
 ls -l "$carried"

@@ -7,6 +7,7 @@ queue=${1:-$kit/queue.txt}
 data=${DATA:?the folder of CIFAR-100 as shards: parquet/ and heads/ (see the README)}
 python=${PYTHON:-.venv/bin/python}
 limit=$((63 * 1024 * 1024))  # bytes a call, of 64 MiB
+end=$((6 * 1024 * 1024))     # bytes of either half of the training set that travel with call 0
 
 die() { echo "error: $*" >&2; exit 1; }
 bytes() { du -sb --apparent-size "$@" | awk '{sum += $1} END {print sum}'; }
@@ -19,7 +20,7 @@ bytes() { du -sb --apparent-size "$@" | awk '{sum += $1} END {print sum}'; }
 exclude=$(git rev-parse --git-path info/exclude)
 mkdir -p "$(dirname "$exclude")"
 grep -qx '/.gpu/' "$exclude" 2>/dev/null || echo '/.gpu/' >>"$exclude"
-rm -rf .gpu/z .gpu/a .gpu/b .gpu/shallow
+rm -rf .gpu/z .gpu/a .gpu/b
 mkdir -p .gpu/z/cifar .gpu/a .gpu/b
 
 # What the GPU machine's Python lacks, at the versions of requirements.lock.
@@ -33,10 +34,10 @@ if [[ ! .gpu/wheels/.ready -nt requirements.lock ]]; then
 fi
 cp -r .gpu/wheels .gpu/a/
 
-# The commit alone, without its history.
-git clone --quiet --bare --depth 1 "file://$PWD" .gpu/shallow
-git -C .gpu/shallow bundle create --quiet "$PWD/.gpu/z/project.bundle" HEAD
-rm -rf .gpu/shallow
+# The commit: its own text and the list of its files, from which first.sh makes it again out of the tree, which travels
+# with every call. No file twice: the limit is near.
+git cat-file commit HEAD >.gpu/z/commit
+git ls-tree -r HEAD >.gpu/z/files
 # git itself, for a machine that has none: records name the commit
 libraries=$(ldd "$(command -v git)" | awk '/libpcre2|libz/ {print $3}')
 tar -czhf .gpu/z/git.tgz --transform 's,.*/,,' -P "$(readlink -f "$(command -v git)")" $libraries
@@ -49,12 +50,16 @@ cp "$kit"/{env.sh,kit.py,cifar.py,second.sh,second.py,keep.py} .gpu/b/
 cp .gpu/kit.json .gpu/a/
 cp .gpu/kit.json .gpu/b/
 
-# CIFAR-100: half of the training set with each call; the test set, like the commit, with the one before.
+# CIFAR-100: half of the training set with each call, but for the ends of the halves; these, the test set and the commit
+# with the one before.
 cp "$kit/before.sh" .gpu/z/
 cp "$data"/heads/* .gpu/z/cifar/
 cp "$data"/parquet/test-00000-of-00001.parquet .gpu/z/
-cp "$data"/parquet/train-00000-of-00002.parquet .gpu/a/
-cp "$data"/parquet/train-00001-of-00002.parquet .gpu/b/
+for part in a:train-00000-of-00002.parquet b:train-00001-of-00002.parquet; do
+    call=${part%%:*} shard=${part#*:}
+    head --bytes=-"$end" "$data/parquet/$shard" >".gpu/$call/$shard.head"
+    tail --bytes="$end" "$data/parquet/$shard" >".gpu/z/$shard.tail"
+done
 tree=$(git ls-files -z --cached --others --exclude-standard | du -cb --files0-from=- | tail -n 1 | cut -f 1)
 for call in z a b; do
     over=$(($(bytes .gpu/$call) + tree - limit))

@@ -97,14 +97,14 @@ done_before=$(records "$root/out2")
 
 say "call 2 once more: the rest, with a row that fails"
 call b "$root/out3" timeout 200 bash .gpu/b/second.sh 190
-check "three rows of four are there" test "$(records "$root/out3")" = 3
+check "four rows of five are there, one of another sweep" test "$(records "$root/out3")" = 4
 check "the failed one is named" grep -q 'FAILED repmlpnet_tiny \[1\]' "$root/out3/second.log"
-check "finished rows were not run again" test "$(grep -c '  start ' "$root/out3/second.log")" -le $((5 - done_before))
+check "finished rows were not run again" test "$(grep -c '  start ' "$root/out3/second.log")" -le $((6 - done_before))
 check "heatmaps and weights come back" test -e "$root/out3/pictures.tar" -a -e "$root/out3/weights.tar.0"
 check "few enough files come back" few_files "$root/out3"
 
 say "call 2 with too little time, stopped by the machine's own limit"
-rm -rf "$root/w/p/results/locality_cifar100" "$root/w/p/outputs"
+rm -rf "$root"/w/p/results/{locality,small_more_data}_cifar100 "$root/w/p/outputs"
 call b "$root/out4" timeout 200 bash .gpu/b/second.sh 190 &
 caller=$!
 # a second after the first row has started, on any machine: a fixed time was enough for whole rows on a quick one
@@ -118,9 +118,10 @@ say "after"
 bash "$kit/after.sh" "$root/out3" | sed 's/^/   /'
 keys=$(ls results/locality_cifar100/records | wc -l)
 check "two or three records are in results/" test "$keys" -ge 2
+check "that of the other sweep is in its study" test "$(ls results/small_more_data_cifar100/records | wc -l)" = 1
 mkdir -p "$root/bad/records"
 tar -xf "$root/out3/records.tar" -C "$root/bad/records"
-cd "$root/bad/records"
+cd "$root/bad/records/locality_cifar100/records"
 first=$(ls | head -n 1) second=$(ls | tail -n 1)
 head -c 1000 "$first" >damaged.json
 sed 's/"dirty": false/"dirty": true/' "$second" >"$first.tmp" && mv "$first.tmp" "$second"

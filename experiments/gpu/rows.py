@@ -40,9 +40,13 @@ MODELS = ["repmlpnet_tiny", "resmlp_tiny"] if REHEARSAL else ["repmlpnet_cifar",
 BRANCHES = ["[1,3]", "[]", "[3]", "[1]"]
 # what does not enter a key: no checkpoint that nobody can bring back, no pictures for TensorBoard, few evaluations
 ROW = [
-    *("trainer.eval_every=20", "trainer.checkpoint_every=1000", "trainer.kernel_image_every=0"),
+    *("trainer.checkpoint_every=1000", "trainer.kernel_image_every=0"),
     *("trainer.progress_bar=false", f"trainer.threads={1 if REHEARSAL else 4}", "data.download=false"),
 ]
+SEEDS = {SWEEP: "0,1,2"}  # of a sweep's rows that may be asked for; of the small ones:
+SMALL_SEEDS = "0,1,2,3,4"
+# A guess for rows of the small sweeps, which the first call does not time: seconds to the first step, and of a step
+STARTING, SMALL_STEP = 30.0, 0.006
 PROBE = [
     *("data=patterns", f"data.n_train={200 if REHEARSAL else 6400}", f"data.n_test={100 if REHEARSAL else 500}"),
     *("trainer.eval_every=1", "trainer.checkpoint_every=1000", "trainer.kernel_image_every=0"),
@@ -80,15 +84,24 @@ def composed(overrides: list[str]) -> dict[str, Any]:
 
 
 @functools.cache
-def sweep() -> dict[str, dict[str, Any]]:
-    """Return the rows of `+sweep=locality` with three seeds, key -> configuration."""
-    given = [f"+sweep={SWEEP}", "seed=0,1,2", *PRECISION]
+def sweep(name: str = SWEEP) -> dict[str, dict[str, Any]]:
+    """Return the rows of `+sweep=NAME` with all its seeds, key -> configuration."""
+    given = [f"+sweep={name}", f"seed={SEEDS.get(name, SMALL_SEEDS)}", *(PRECISION if name == SWEEP else [])]
     if REHEARSAL:
-        given += [f"model={','.join(MODELS)}", f"study={STUDY}", *TINY]
+        given += [f"model={','.join(MODELS)}" if name == SWEEP else "model=repmlpnet_tiny", *TINY]
+    if REHEARSAL and name == SWEEP:
+        given += [f"study={STUDY}"]
     with initialize_config_dir(str(Path("experiments/conf").resolve()), version_base="1.3"):
-        whole = compose("config", overrides=[f"+sweep={SWEEP}"], return_hydra_config=True)
+        whole = compose("config", overrides=[f"+sweep={name}"], return_hydra_config=True)
     configs = [composed(row) for row in sweep_rows(whole.hydra.sweeper.params, given)]
     return {run_key(config): config for config in configs}
+
+
+def asked(queue: Path) -> list[tuple[str, str]]:
+    """Return the lines of a queue, each with its sweep: `sweep=NAME` among its words, or else `locality`."""
+    lines = [line for line in queue.read_text().splitlines() if line.strip() and not line.startswith("#")]
+    named = [[w.removeprefix("sweep=") for w in line.split() if w.startswith("sweep=")] for line in lines]
+    return [(line, name[0] if name else SWEEP) for line, name in zip(lines, named, strict=True)]
 
 
 def but_trainer(config: dict[str, Any]) -> dict[str, Any]:
@@ -98,34 +111,39 @@ def but_trainer(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def pack(queue: Path, file: Path) -> None:
-    rows, known = [], sweep()
-    for line in queue.read_text().splitlines():
-        if not line.strip() or line.startswith("#"):
-            continue
-        model, kernels, seed, *more = line.split()
+    rows = []
+    for line, name in asked(queue):
+        known = sweep(name)
+        model, kernels, seed, *more = (word for word in line.split() if not word.startswith("sweep="))
         # the sweep itself with one value where it has several: `sweep=` alone would be taken for the group of that name
-        overrides = [f"+sweep={SWEEP}", f"model={model}", f"model.kernels={kernels}", f"seed={seed}", f"study={STUDY}"]
-        overrides += PRECISION + ROW + (TINY if REHEARSAL else []) + more
+        overrides = [f"+sweep={name}", f"model={model}", f"model.kernels={kernels}", f"seed={seed}", *ROW]
+        if name == SWEEP:
+            overrides += [f"study={STUDY}", "trainer.eval_every=20", *PRECISION]
+        overrides += (TINY if REHEARSAL else []) + more
         config = composed(overrides)
-        key = run_key(config)
+        key, study = run_key(config), config["study"]
         if not (more and REHEARSAL) and (key not in known or but_trainer(config) != but_trainer(known[key])):
-            sys.exit(f"error: {queue.name}: {line!r} is no row of +sweep={SWEEP}")
-        there = record_path("results", STUDY, key).exists()
+            sys.exit(f"error: {queue.name}: {line!r} is no row of +sweep={name}")
+        there = record_path("results", study, key).exists()
         print(f"{key}  {run_label(config)}{': there already' if there else ''}")
         if not there:
-            rows.append({"key": key, "name": f"{model} {kernels} seed {seed}", "model": model, "overrides": overrides})
-            if kernels == BRANCHES[0] and seed == "0":
+            # data.n_train null is all 50,000 images
+            steps = (config["data"]["n_train"] or 50_000) // config["recipe"]["batch_size"]
+            row = {"key": key, "name": f"{model} {kernels} seed {seed}", "model": model, "overrides": overrides}
+            rows.append({**row, "study": study, "epochs": config["recipe"]["epochs"], "steps": steps})
+            if name == SWEEP and kernels == BRANCHES[0] and seed == "0":
                 rows[-1]["keep"] = True  # weights and heatmaps of these come back
+            if name != SWEEP:
+                step = config["recipe"]["epochs"] * steps * SMALL_STEP
+                rows[-1]["guess"] = {str(n): round(STARTING + n * step) for n in (1, 2, 4)}
     if not rows:
         sys.exit("error: every row of the queue has its record")
-    # all rows take the same steps; data.n_train null is all 50,000 images
-    batch, images = config["recipe"]["batch_size"], config["data"]["n_train"] or 50_000
+    timed = next((row for row in rows if row["model"] in MODELS), rows[0])  # all rows of Table 5 take the same steps
     write_json = {
         "commit": git("rev-parse", "HEAD"),
-        "study": STUDY,
         "rows": rows,
-        "epochs": config["recipe"]["epochs"],
-        "steps": images // batch,
+        "epochs": timed["epochs"],
+        "steps": timed["steps"],
         "models": [m for m in MODELS if any(row["model"] == m for row in rows)],
         "branches": BRANCHES,
         "modes": MODES,
@@ -136,8 +154,8 @@ def pack(queue: Path, file: Path) -> None:
     file.write_text(json.dumps(write_json, indent=1) + "\n")
 
 
-def refusal(path: Path, known: dict[str, dict[str, Any]]) -> str | None:
-    """Say why a record is not taken, None where it is."""
+def refusal(path: Path, known: dict[tuple[str, str], dict[str, Any]]) -> str | None:
+    """Say why a record is not taken, None where it is; `known`: (study, key) -> configuration."""
     try:
         record = read_record(path)
     except BadRecord as error:
@@ -150,13 +168,14 @@ def refusal(path: Path, known: dict[str, dict[str, Any]]) -> str | None:
     key = run_key(record["config"])
     if key != path.stem:
         return f"its configuration has the key {key} by this code"
-    if key not in known or record["study"] != STUDY:
-        return f"no row of +sweep={SWEEP} in bfloat16"
+    if (record["study"], key) not in known:
+        return "no row of the queue's sweeps"
     return None
 
 
 def after(folder: Path) -> None:
-    known = sweep()
+    sweeps = dict.fromkeys(name for _, name in asked(Path(__file__).with_name("queue.txt")))
+    known = {(config["study"], key): config for name in sweeps for key, config in sweep(name).items()}
     refused = 0
     with tempfile.TemporaryDirectory() as temporary:
         for archive in folder.rglob("*.tar"):
@@ -167,7 +186,7 @@ def after(folder: Path) -> None:
                 print(f"REFUSED {path.name}: {reason}")
                 refused += 1
                 continue
-            target = record_path("results", STUDY, path.stem)
+            target = record_path("results", read_record(path)["study"], path.stem)
             if target.exists():
                 print(f"{path.stem}: there already, left as it is")
             else:
@@ -176,16 +195,16 @@ def after(folder: Path) -> None:
     keep_pictures_and_weights(folder)
     left = []
     print(f"\n{STUDY} in bfloat16:")
-    for key, config in known.items():
+    for key, config in sweep().items():
         row = f"{config['model']['name']:16s} {branch_label(config['model']['kernels']):8s} seed {config['seed']}"
         try:
             record = read_record(record_path("results", STUDY, key))
             print(f"  {row}  top-1 {record['top1_pct']:.2f}, {record['train_seconds']:.0f} s on {record['device']}")
         except FileNotFoundError:
             left.append(row)
-    print(f"{len(known) - len(left)} of {len(known)} rows are there; left:", *(left or ["nothing"]), sep="\n  ")
+    print(f"{len(sweep()) - len(left)} of {len(sweep())} rows are there; left:", *(left or ["nothing"]), sep="\n  ")
     print(
-        f"\nNext: git add results/{STUDY} and commit, then\n"
+        "\nNext: git add results and commit, then\n"
         "  python analysis/make_tables.py\n"
         f"  python analysis/plot_curves.py {STUDY}"
     )

@@ -5,12 +5,16 @@
 Each row is its own `python experiments/ablate.py`. A row starts only if its predicted time fits into what is left; of
 rows that all would be late, the last one is given up for the others. A row that fails is tried once more in a simpler
 mode. What is finished goes to OUT at once, so that nothing is lost however this ends.
+
+Two things may be said by what the first call showed: MODE=eager (a mode for all rows, where the quickest is not to be
+trusted) and LEAVE_OUT='resmlp12_cifar' (a regular expression: rows whose names it matches are left).
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import signal
 import subprocess
@@ -37,19 +41,21 @@ from kit import (
 PATIENCE = 20.0  # seconds from giving up a row to the next
 UNMEASURED = {"mode": "eager", "seconds": {"1": 200, "2": 250}}  # where the first call could not tell
 LOGS, KEPT = WORK / "rows", WORK / "kept"
-RECORDS = PROJECT / "results" / SETTINGS["study"] / "records"
-OUTPUTS = PROJECT / "outputs" / SETTINGS["study"]
+RESULTS, OUTPUTS = PROJECT / "results", PROJECT / "outputs"
+MODE, LEAVE_OUT = os.environ.get("MODE"), os.environ.get("LEAVE_OUT")
 
 
 class Row:
     """A row of the queue, and the process that trains it."""
 
     def __init__(self, settings: dict):
-        self.key, self.name, self.model = (settings[k] for k in ("key", "name", "model"))
-        self.overrides, self.keep = settings["overrides"], settings.get("keep")
-        self.mode = plan(self.model)["mode"]
+        self.key, self.name, self.model, self.study = (settings[k] for k in ("key", "name", "model", "study"))
+        self.overrides, self.keep, self.epochs = settings["overrides"], settings.get("keep"), settings["epochs"]
+        self.plan = plan(self.model, settings.get("guess"))
+        self.mode = self.plan["mode"]
+        self.kind = f"{self.study} {self.model}"  # rows that take the same time
         self.log = LOGS / f"{self.key}.log"
-        self.record = RECORDS / f"{self.key}.json"
+        self.record = RESULTS / self.study / "records" / f"{self.key}.json"
         self.state, self.tries, self.seconds, self.process = "waiting", 0, 0.0, None
         self.progress: list[tuple[float, int]] = []  # (time, epochs done)
 
@@ -72,21 +78,30 @@ class Row:
         if len(recent) < 5:
             return None
         (t0, e0), (t1, e1) = recent[0], recent[-1]
-        return (SETTINGS["epochs"] - e1) * (t1 - t0) / (e1 - e0) - (time.monotonic() - t1)
+        return (self.epochs - e1) * (t1 - t0) / (e1 - e0) - (time.monotonic() - t1)
 
     def __str__(self) -> str:
-        return f"{self.name} {self.progress[-1][1] if self.progress else 0}/{SETTINGS['epochs']}"
+        return f"{self.name} {self.progress[-1][1] if self.progress else 0}/{self.epochs}"
 
 
-def plan(model: str) -> dict:
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        return json.loads(PLAN.read_text())[model]
-    return UNMEASURED
+def plan(model: str, guess: dict[str, float] | None) -> dict:
+    """Return mode and seconds of a row; `guess`: the seconds of one whose network the first call does not time."""
+    try:
+        plans = json.loads(PLAN.read_text())
+    except (OSError, ValueError):
+        plans = {}
+    if guess:
+        # A short row does not earn what compiling takes; the step captured as a graph it does.
+        captured = any(each["mode"].startswith("captured") for each in plans.values())
+        found = {"mode": "captured" if captured else "eager", "seconds": guess}
+    else:
+        found = plans.get(model, UNMEASURED)
+    return found | {"mode": MODE or found["mode"]}
 
 
-def side_by_side(model: str, left: float, factor: float) -> tuple[int, float]:
+def side_by_side(plan: dict, left: float, factor: float) -> tuple[int, float]:
     """Return how many rows at once get most of them done in what is left, and a row's seconds then; 0 for none."""
-    offers = [(int(n), 1.05 * factor * seconds) for n, seconds in plan(model)["seconds"].items()]
+    offers = [(int(n), 1.05 * factor * seconds) for n, seconds in plan["seconds"].items()]
     n, seconds = max(offers, key=lambda o: (left // o[1] * o[0], o[0] / o[1]))
     return (n, seconds) if seconds <= left else (0, seconds)
 
@@ -96,8 +111,9 @@ class Queue:
 
     def __init__(self, clock: Clock):
         self.clock = clock
-        self.rows = [Row(each) for each in SETTINGS["rows"]]
-        self.factor: dict[str, float] = {}  # measured over predicted, by network
+        asked = [row for row in SETTINGS["rows"] if not (LEAVE_OUT and re.search(LEAVE_OUT, row["name"]))]
+        self.rows = [Row(each) for each in asked]
+        self.factor: dict[str, float] = {}  # measured over predicted, by kind of row
         self.keeping: list[subprocess.Popen] = []
         self.given_up, self.hold = 0.0, False  # when a row was given up last; whether none is to be started
         LOGS.mkdir(parents=True, exist_ok=True)
@@ -109,7 +125,7 @@ class Queue:
     def keep(self, row: Row) -> None:
         """Have the weights of a row and its heatmaps put aside, where it is one of those."""
         if row.keep and not (KEPT / row.key).exists():
-            command = [PYTHON, str(KIT / "keep.py"), row.key, str(OUTPUTS), str(KEPT)]
+            command = [PYTHON, str(KIT / "keep.py"), row.key, str(OUTPUTS / row.study), str(KEPT)]
             self.keeping.append(start(command, LOGS / f"{row.key}.keep.log"))
 
     def of(self, *states: str) -> list[Row]:
@@ -118,10 +134,10 @@ class Queue:
     def start_what_fits(self) -> None:
         left = self.clock.left() - 5
         for row in self.of("waiting") if not (self.hold and self.of("running")) else ():
-            n, seconds = side_by_side(row.model, left, self.factor.get(row.model, 1.0))
+            n, seconds = side_by_side(row.plan, left, self.factor.get(row.kind, 1.0))
             if len(self.of("running")) < n:
                 self.clock.say(f"start {row.name}, {row.mode}; about {seconds:.0f} s, {n} at once")
-                row.predicted = seconds / 1.05 / self.factor.get(row.model, 1.0)
+                row.predicted = seconds / 1.05 / self.factor.get(row.kind, 1.0)
                 row.start()
 
     def see_what_ended(self) -> None:
@@ -132,7 +148,7 @@ class Queue:
             row.seconds = time.monotonic() - row.began
             if row.record.exists():
                 row.state, self.hold = "finished", False
-                self.factor[row.model] = min(3.0, max(0.3, row.seconds / row.predicted))
+                self.factor[row.kind] = min(3.0, max(0.3, row.seconds / row.predicted))
                 self.clock.say(f"FINISHED {row.name} in {row.seconds:.0f} s, {row.predicted:.0f} were predicted")
                 self.keep(row)
             elif row.tries < 2 and row.mode != "eager":
@@ -150,7 +166,7 @@ class Queue:
         to_go = {row: row.to_go() for row in running}
         if not running or None in to_go.values() or time.monotonic() - self.given_up < PATIENCE:
             return
-        left = self.clock.left() - max(plan(row.model).get("end", 0) for row in running) - 5
+        left = self.clock.left() - max(row.plan.get("end", 0) for row in running) - 5
         last = [row for row in running if to_go[row] > 0.9 * max(to_go.values())][-1]  # of those, the least valuable
         # alone it would be faster, at most as many times as there are rows
         if to_go[last] / len(running) > left or (len(running) > 1 and min(to_go.values()) > left):
@@ -164,8 +180,8 @@ class Queue:
         (LOGS / "second.json").write_text(json.dumps({"seconds": self.clock.now(), "rows": rows}, indent=1) + "\n")
         records = [row.record for row in self.of("finished") if row.record.exists()]
         if records:
-            put_tar("records.tar", RECORDS, records)
-        put_tar("logs.tar.gz", WORK, [*LOGS.glob("*"), *OUTPUTS.glob("*/error.log")])
+            put_tar("records.tar", RESULTS, records)
+        put_tar("logs.tar.gz", WORK, [*LOGS.glob("*"), *OUTPUTS.glob("*/*/error.log")])
         if (KEPT / "pictures").exists():
             put_tar("pictures.tar", KEPT / "pictures", sorted((KEPT / "pictures").glob("*.p*")))
         if weights := sorted(KEPT.glob("*/*.safetensors")):
@@ -215,11 +231,10 @@ class Queue:
 
 
 def data(clock: Clock) -> None:
-    """Decode what came with this call and join it to what the ones before left."""
+    """Decode what the first call has not decoded, and join it all."""
     parts = WORK / "parts"
-    shards = [*sorted(KIT.glob("train-*.parquet")), *sorted((WORK / "carried").glob("test-*.parquet"))]
-    if not list(parts.glob("train-00000*.raw")):
-        sys.exit("error: the first call did not decode its half of the training set")
+    shards = [*sorted((WORK / "shards").glob("*.parquet")), *sorted((WORK / "carried").glob("test-*.parquet"))]
+    shards = [each for each in shards if not (parts / f"{each.stem}.raw").exists()]
     for arguments in (["decode", parts, *shards], ["join", parts, WORK / "carried/cifar", WORK / "cifar"]):
         run = subprocess.run([PYTHON, KIT / "cifar.py", *arguments], capture_output=True, text=True, timeout=90)
         clock.say(" ".join((run.stdout + run.stderr).split("\n")).strip())
