@@ -17,6 +17,7 @@ from typing import Any
 
 import pandas as pd
 import scaling_tables
+import step_tables
 from options import Parser
 from plots.throughput import draw
 from table_parts import emit, read_paper
@@ -36,9 +37,7 @@ CLAIMS = (
     ("RepMLPNet-B256 / EfficientNet-B2", "repmlpnet_b256", "efficientnet_b2", 708, 707),
     ("RepMLPNet-B256 / ResMLP-B24", "repmlpnet_b256", "resmlp_big_24_patch16_224", 708, None),
 )
-NOTE = (
-    "Median (quartiles) of {rounds} rounds in which all rows were run in turn. {device}, {threads} threads, {versions}."
-)
+NOTE = "Median (quartiles) of {rounds} rounds in which all rows were run in turn. {where}."
 
 
 def load(folder: Path) -> pd.DataFrame:
@@ -60,9 +59,13 @@ def mebibytes(size: float) -> str:
 
 
 def note(rows: pd.DataFrame) -> str:
-    first = rows.iloc[0]
-    versions = ", ".join(f"{name} {number}" for name, number in first["versions"].items())
-    return NOTE.format(rounds=first["rounds"], device=device(first), threads=first["threads"], versions=versions)
+    """Say how the rows were measured, and on every machine among them."""
+    machines: dict[str, dict[str, None]] = {}
+    for _, row in rows.iterrows():
+        versions = machines.setdefault(f"{device(row)}, {row['threads']} threads", {})
+        versions |= {f"{name} {number}": None for name, number in row["versions"].items()}
+    rounds = " or ".join(map(str, sorted(set(rows["rounds"]))))
+    return NOTE.format(rounds=rounds, where="; ".join(", ".join([name, *v]) for name, v in machines.items()))
 
 
 def device(row: pd.Series) -> str:
@@ -224,16 +227,23 @@ def slug_of(where: Mapping[str, Any]) -> str:
     return f"{slug}_{where['threads']}threads_batch{where['batch_size']}"
 
 
-def of_all_settings(rows: pd.DataFrame, make: Callable[[pd.DataFrame], pd.DataFrame]) -> pd.DataFrame:
-    """Make the table of every setting and put them under each other; settings that differ are columns in front."""
-    tables = []
-    for setting, of_setting in rows.groupby(SETTING):
-        table = make(of_setting)
+def of_all_settings(
+    rows: pd.DataFrame, make: Callable[[pd.DataFrame], pd.DataFrame]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Make the table of every setting and put them under each other; settings that differ are columns in front.
+
+    Returns the table and the records of those settings that have a line in it.
+    """
+    tables = {setting: (make(of_setting), of_setting) for setting, of_setting in rows.groupby(SETTING)}
+    tables = {setting: both for setting, both in tables.items() if len(both[0])}
+    if not tables:
+        return pd.DataFrame(), rows.iloc[:0]
+    used = pd.concat([of_setting for _, of_setting in tables.values()])
+    for setting, (table, _) in tables.items():
         for name, value in reversed(list(zip(SETTING, setting, strict=True))):
-            if rows[name].nunique() > 1:
+            if used[name].nunique() > 1:
                 table.insert(0, name.replace("_size", ""), value)
-        tables.append(table)
-    return pd.concat(tables, ignore_index=True)
+    return pd.concat([table for table, _ in tables.values()], ignore_index=True), used
 
 
 def show_scaling(rows: pd.DataFrame, folder: Path, latex: bool) -> None:
@@ -273,8 +283,9 @@ def main(argv: list[str] | None = None) -> None:
         ("segmentation", "segmentation", "UperNet, one image at a time", segmentation_table),
     )
     for name, kind, title, make in in_settings:
-        if kind in of_kind and len(table := of_all_settings(of_kind[kind], make)):
-            emit(name, title, note(of_kind[kind]), table, folder, options.latex)
+        table, used = of_all_settings(of_kind[kind], make) if kind in of_kind else ((), None)
+        if len(table):
+            emit(name, title, note(used), table, folder, options.latex)
     if "precision" in of_kind:
         rows = of_kind["precision"]
         emit("precision", "Deployed, by kind of number", note(rows), precision_table(rows), folder, options.latex)
@@ -293,6 +304,9 @@ def main(argv: list[str] | None = None) -> None:
             emit(kind, kind.replace("_", " ").capitalize(), words, table, folder, options.latex)
     if "scaling" in of_kind:
         show_scaling(of_kind["scaling"], folder, options.latex)
+    if len(steps := step_tables.load(folder)):
+        words = step_tables.note(steps)
+        emit("steps", "A step of training on a GPU", words, step_tables.table(steps), folder, options.latex)
 
 
 if __name__ == "__main__":

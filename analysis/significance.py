@@ -107,12 +107,14 @@ def _where(table: pd.DataFrame, cell: str, others: Sequence[str]) -> str:
 def analyse(records: pd.DataFrame, pairs: Sequence[Pair], outcome: str = "top1_pct") -> list[Finding]:
     """Finding contrasts of one study. records: of its runs; outcome: the column that is compared, in percent.
 
-    Cells that contrasts connect are one analysis, over the seeds that one processor did for all of them.
+    Cells that contrasts connect are one analysis, over the seeds that one device did for all of them: one processor, or
+    one GPU and its host's processor.
     """
     keys = pd.Series([cell_key(config) for config in records["config"]], records.index)
     processors = [json.dumps(p, sort_keys=True) if isinstance(p, dict) else "" for p in _column(records, "processor")]
+    devices = [f"{d} {p}" for d, p in zip(_column(records, "device"), processors, strict=True)]
     data = pd.DataFrame(
-        {"cell": keys, "seed": records["seed"].astype(int), "y": records[outcome].astype(float), "on": processors}
+        {"cell": keys, "seed": records["seed"].astype(int), "y": records[outcome].astype(float), "on": devices}
     ).drop_duplicates(["cell", "seed"])
     tests = [test for block in _blocks(pairs) for test in _block_tests(data, block)]
     # all contrasts count, those that cannot be decided yet too: a verdict does not move because another run arrives
@@ -251,7 +253,7 @@ def contrasts_note(tests: Sequence[Finding]) -> str:
     """Say how the tests were made, and which seeds they could not use."""
     left_out = sorted({seed for test in tests for seed in test.left_out})
     shuffled = wording.of_branches(wording.contrast(test.pair.contrast) for test in tests)
-    more = f" Seeds {', '.join(map(str, left_out))} are left out: one cell alone has them, or two processors did them."
+    more = f" Seeds {', '.join(map(str, left_out))} are left out: one cell alone has them, or two devices did them."
     return (
         "Top-1 of the last epoch, in points; contrasts named by the sweep. Two-way analysis on cell and seed, Holm's "
         "correction over all contrasts of the study, of both kinds; beside it each contrast paired by seed (n-1 "

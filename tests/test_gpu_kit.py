@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -81,3 +83,45 @@ def test_modes_are_settings_that_change_no_key(kit, monkeypatch):
 def test_a_probe_stands_where_runs_keep_their_history(kit):
     assert issubclass(kit("probe").Ordered, fit.History)
     assert "History(" in Path(fit.__file__).read_text()  # the name that the probe takes the place of
+
+
+@pytest.fixture
+def second(kit, tmp_path, monkeypatch):
+    """Return second.py as it lies beside its kit.json on the other machine, with two rows that run."""
+    folder = tmp_path / "kit"
+    shutil.copytree(KIT, folder)
+    row = {"key": "a", "name": "net [] seed 0", "model": "net", "study": "s", "overrides": [], "epochs": 100}
+    plans = {"net": {"mode": "eager", "end": 10, "seconds": {"1": 100, "2": 150}}}
+    (folder / "kit.json").write_text(json.dumps({"rows": [row, row | {"key": "b"}], "plans": plans, "modes": {}}))
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setenv("GPU_WORK", str(tmp_path / "work"))
+    (tmp_path / "work" / "rows").mkdir(parents=True)
+    yield lambda: __import__("second")
+    for name in ("second", "kit"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("since_the_last_epoch", [(6.0, 4.0), (6.0, 0.5)])
+def test_rows_past_their_time_are_about_to_end_and_none_is_given_up(second, since_the_last_epoch):
+    module = second()
+    queue = module.Queue(module.Clock(100, "log"))
+    now = time.monotonic()
+    for row, seconds in zip(queue.rows, since_the_last_epoch, strict=True):
+        row.state = "running"
+        row.progress = [
+            (now - seconds - (99 - epoch), epoch) for epoch in range(90, 100)
+        ]  # a second an epoch, one to go
+        assert row.to_go() == pytest.approx(max(0, 1 - seconds), abs=0.2)
+    queue.give_up_what_is_late()
+    assert [row.state for row in queue.rows] == ["running", "running"]
+
+
+def test_a_row_that_was_cut_off_needs_what_is_left_of_it(second, tmp_path):
+    log = tmp_path / "work/rows/a.log"
+    log.write_text("12:00:00 epoch 99/100: loss 1\n12:00:01 epoch 100/100: loss 1\n")
+    module = second()
+    assert module.Queue(module.Clock(100, "log")).rows[0].share == 0.1  # it was cut off before its record
+    log.write_text("12:00:00 epoch 74/100: loss 1\n12:00:01 epoch 75/100: loss 1\n")
+    rows = module.Queue(module.Clock(100, "log")).rows
+    assert [row.share for row in rows] == [0.25, 1.0]
+    assert module.side_by_side(rows[0].plan, 60, rows[0].share)[0] > 0 == module.side_by_side(rows[1].plan, 60, 1.0)[0]

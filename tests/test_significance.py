@@ -17,7 +17,7 @@ NONE = Contrast("model.kernels", [], [3])
 BOTH = Contrast("model.kernels", [], [1, 3])
 
 
-def study(values, processor=None, **changes) -> pd.DataFrame:
+def study(values, processor=None, device=None, **changes) -> pd.DataFrame:
     """Make records of a study: values[kernels as text][seed] = top-1."""
     runs, base = [], compose_config(*(f"{name}={value}" for name, value in changes.items()))
     for kernels, by_seed in values.items():
@@ -25,6 +25,7 @@ def study(values, processor=None, **changes) -> pd.DataFrame:
             config = {**base, "model": {**base["model"], "kernels": json.loads(kernels)}, "seed": seed}
             on = processor(kernels, seed) if processor else None
             runs.append({"model": "net", "seed": seed, "top1_pct": top1, "config": config, "processor": on})
+            runs[-1]["device"] = device(kernels, seed) if device else "x86_64 CPU"
     return pd.DataFrame(runs)
 
 
@@ -117,6 +118,17 @@ def test_a_seed_that_is_not_whole_or_was_done_on_two_processors_is_left_out():
     (test,) = analyse(records, pairs_of(records, [NONE]))
     assert (test.n, test.left_out) == (2, (2, 3))
     assert "Seeds 2, 3 are left out" in contrasts_note([test])
+
+
+def test_a_seed_of_a_gpu_and_its_hosts_own_processor_is_left_out():
+    values = {"[]": {0: 30.0, 1: 31.0, 2: 30.5}, "[3]": {0: 32.0, 1: 33.5, 2: 32.4}}
+    host = {"name": "one", "amx": True}
+    gpu = {(kernels, 0) for kernels in values} | {("[]", 2)}  # seed 0 wholly, seed 2 in part
+    records = study(
+        values, lambda *_: host, lambda kernels, seed: "NVIDIA H200" if (kernels, seed) in gpu else "x86_64 CPU"
+    )
+    (test,) = analyse(records, pairs_of(records, [NONE]))
+    assert (test.n, test.left_out) == (2, (2,))
 
 
 def test_a_cell_that_grows_takes_no_other_one_down():

@@ -11,9 +11,12 @@ second call, and two and four runs are timed side by side. The decision is WORK/
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
 import json
 import shutil
 import statistics
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -88,6 +91,18 @@ def probe_steps() -> int:
     return int(sizes[0]) // 128
 
 
+def device() -> str:
+    """Name the GPU as torch does, where there is one."""
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        return subprocess.run(command, capture_output=True, text=True, timeout=20).stdout.strip() or "no GPU"
+    return "no GPU"
+
+
+def versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in ("torch", "lightning")}
+
+
 def main(seconds: float) -> None:
     clock = Clock(seconds, "first.log")
     shutil.rmtree(PROBES, ignore_errors=True)
@@ -100,7 +115,9 @@ def main(seconds: float) -> None:
             stop(probe.process)
         plan = {model: row_seconds(fact) for model, fact in facts.items()}
         PLAN.write_text(json.dumps(plan, indent=1))
-        put_json("first.json", {"plan": plan, "measured": facts, "probes": {p.name: p.epochs() for p in probes}})
+        told = {"device": device(), "commit": SETTINGS["commit"], "versions": versions()}
+        told |= {"batch": 128, "steps_an_epoch": probe_steps(), "plan": plan, "measured": facts}
+        put_json("first.json", told | {"probes": {p.name: p.epochs() for p in probes}})
         put_tar("probes.tar.gz", PROBES, [p.folder / "log" for p in probes])
         for model, each in plan.items():
             clock.say(f"PLAN {model}: {each['mode']}; seconds a row, by rows at once: {each['seconds']}")
@@ -110,7 +127,7 @@ def main(seconds: float) -> None:
 
 def measure(clock: Clock, probes: list[Probe], facts: dict[str, dict]) -> None:
     both, *others = SETTINGS["branches"]
-    probes += [Probe(model, both, mode) for model in SETTINGS["models"] for mode in SETTINGS["modes"]]
+    probes += [Probe(model, both, mode) for model in SETTINGS["models"] for mode in SETTINGS["timed"]]
     clock.say(f"{len(probes)} probes started")
     wait_for(lambda: all(p.ready() or not p.alive() for p in probes), 0.6 * clock.left())
     # one compiled network of each kind is worth more than a timing side by side

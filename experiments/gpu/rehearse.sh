@@ -78,7 +78,9 @@ call() { # call PART OUT COMMAND...: as the GPU machine runs it
 say "call 0"
 call z "$root/out0" bash .gpu/z/before.sh >/dev/null
 
-say "call 1"
+say "call 1 without probes, then with them"
+call a "$root/out1" bash .gpu/a/first.sh 0 | grep "no probes"
+check "its half of the data is decoded" test -e "$root"/w/parts/train-00000-of-00002.raw -a ! -e "$root/w/plan.json"
 call a "$root/out1" bash .gpu/a/first.sh 240
 check "both networks are planned" test "$(grep -c '"seconds"' "$root/w/plan.json")" = 2
 check "few enough files come back" few_files "$root/out1"
@@ -118,7 +120,7 @@ say "after"
 bash "$kit/after.sh" "$root/out3" | sed 's/^/   /'
 keys=$(ls results/locality_cifar100/records | wc -l)
 check "two or three records are in results/" test "$keys" -ge 2
-check "that of the other sweep is in its study" test "$(ls results/small_more_data_cifar100/records | wc -l)" = 1
+check "that of the other sweep is in its study" test "$(git ls-files --others results/small_more_data_cifar100 | wc -l)" = 1
 mkdir -p "$root/bad/records"
 tar -xf "$root/out3/records.tar" -C "$root/bad/records"
 cd "$root/bad/records/locality_cifar100/records"

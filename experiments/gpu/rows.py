@@ -38,9 +38,10 @@ PRECISION = ["trainer.precision=bf16-mixed"]
 TINY = ["data.n_train=256", "recipe.epochs=1", "recipe.warmup_epochs=0", "trainer.accelerator=cpu"]
 MODELS = ["repmlpnet_tiny", "resmlp_tiny"] if REHEARSAL else ["repmlpnet_cifar", "resmlp12_cifar"]
 BRANCHES = ["[1,3]", "[]", "[3]", "[1]"]
-# what does not enter a key: no checkpoint that nobody can bring back, no pictures for TensorBoard, few evaluations
+# what does not enter a key: checkpoints from which a row that one call has cut off goes on in the next one on the same
+# machine, no pictures for TensorBoard, few evaluations
 ROW = [
-    *("trainer.checkpoint_every=1000", "trainer.kernel_image_every=0"),
+    *("trainer.checkpoint_every=10", "trainer.kernel_image_every=0"),
     *("trainer.progress_bar=false", f"trainer.threads={1 if REHEARSAL else 4}", "data.download=false"),
 ]
 SEEDS = {SWEEP: "0,1,2"}  # of a sweep's rows that may be asked for; of the small ones:
@@ -66,6 +67,15 @@ MODES = {
 }
 if REHEARSAL:  # where the last one has to fail
     MODES = {"eager": [], "compiled": ["trainer.compile=true", "trainer.branches=matrix"], "captured": CAPTURED[:1]}
+# The modes that the first call times; the others were slower for both networks on an H200, or took too long to compile.
+TIMED = list(MODES) if REHEARSAL else ["eager", "graphed", "captured-compiled", "captured-compiled-matrix"]
+# Seconds of a row, one at a time, as an H200 would take by its measured step (both branches: 7.0 and 12.2 ms) and the
+# time to start, compile and end: for a second call to go by where the first one timed nothing. Rows side by side shared
+# the card in turns: n of them took n times as long, all but the compiling.
+PLANS = {
+    "repmlpnet_cifar": {"mode": "captured-compiled-matrix", "end": 10, "seconds": {"1": 350, "2": 620, "4": 1170}},
+    "resmlp12_cifar": {"mode": "captured-compiled-matrix", "end": 10, "seconds": {"1": 560, "2": 1040}},
+}
 BENCHMARK = (
     ["device=cpu", "batch_sizes=[2]", "what=[inference]", "models=[repmlpnet_cifar]", "forms=[merged]", "rounds=1"]
     if REHEARSAL
@@ -147,6 +157,8 @@ def pack(queue: Path, file: Path) -> None:
         "models": [m for m in MODELS if any(row["model"] == m for row in rows)],
         "branches": BRANCHES,
         "modes": MODES,
+        "timed": TIMED,
+        "plans": {} if REHEARSAL else PLANS,
         "side_by_side": [2] if REHEARSAL else [2, 4],
         "probe": PRECISION + PROBE,
         "benchmark": BENCHMARK,
@@ -193,6 +205,7 @@ def after(folder: Path) -> None:
                 write_record(target, json.loads(path.read_text()))
                 print(f"{path.stem}: taken")
     keep_pictures_and_weights(folder)
+    keep_measurements(folder)
     left = []
     print(f"\n{STUDY} in bfloat16:")
     for key, config in sweep().items():
@@ -206,6 +219,7 @@ def after(folder: Path) -> None:
     print(
         "\nNext: git add results and commit, then\n"
         "  python analysis/make_tables.py\n"
+        "  python analysis/make_benchmark.py\n"
         f"  python analysis/plot_curves.py {STUDY}"
     )
     sys.exit(1 if refused else 0)
@@ -223,6 +237,32 @@ def keep_pictures_and_weights(folder: Path) -> None:
             whole.write_bytes(b"".join(part.read_bytes() for part in parts))
             unpack(whole, Path("outputs") / STUDY)
         print(f"weights in float16: outputs/{STUDY}/KEY/")
+
+
+def keep_measurements(folder: Path) -> None:
+    """Take the benchmark's records, and the timing of the first call, into results/benchmark/."""
+    with tempfile.TemporaryDirectory() as temporary:
+        for archive in folder.rglob("benchmark.tar"):
+            unpack(archive, Path(temporary))
+        taken = 0
+        for path in Path(temporary).rglob("*.json"):
+            if json.loads(path.read_text())["dirty"] is not False:
+                print(f"REFUSED {path.name}: the code was not what its commit says")
+                continue
+            target = Path("results/benchmark/measured") / path.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+            taken += 1
+    if taken:
+        print(f"benchmark: {taken} records in results/benchmark/measured/")
+    for path in folder.rglob("first.json"):
+        told = json.loads(path.read_text())
+        if told["device"] != "no GPU" and any(len(epochs) > 2 for epochs in told["probes"].values()):
+            name = f"{told['device'].replace(' ', '-')}_{told['commit'][:12]}.json"
+            target = Path("results/benchmark/steps") / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(json.dumps(told, indent=1) + "\n")
+            print(f"steps: {target}")
 
 
 def unpack(archive: Path, into: Path) -> None:

@@ -39,7 +39,7 @@ from kit import (
 )  # fmt: skip
 
 PATIENCE = 20.0  # seconds from giving up a row to the next
-UNMEASURED = {"mode": "eager", "seconds": {"1": 200, "2": 250}}  # where the first call could not tell
+UNMEASURED = {"mode": "eager", "seconds": {"1": 200, "2": 250}}  # where nothing can tell
 LOGS, KEPT = WORK / "rows", WORK / "kept"
 RESULTS, OUTPUTS = PROJECT / "results", PROJECT / "outputs"
 MODE, LEAVE_OUT = os.environ.get("MODE"), os.environ.get("LEAVE_OUT")
@@ -58,6 +58,9 @@ class Row:
         self.record = RESULTS / self.study / "records" / f"{self.key}.json"
         self.state, self.tries, self.seconds, self.process = "waiting", 0, 0.0, None
         self.progress: list[tuple[float, int]] = []  # (time, epochs done)
+        self.look()  # at the log of an earlier call, which cut the row off: it goes on from its last checkpoint
+        done = self.progress[-1][1] / self.epochs if self.progress else 0.0
+        self.share = max(0.1, 1 - done)  # of the whole row's time; its start and its end take time in any case
 
     def start(self) -> None:
         self.state, self.began, self.progress = "running", time.monotonic(), []
@@ -78,18 +81,21 @@ class Row:
         if len(recent) < 5:
             return None
         (t0, e0), (t1, e1) = recent[0], recent[-1]
-        return (self.epochs - e1) * (t1 - t0) / (e1 - e0) - (time.monotonic() - t1)
+        rest = (self.epochs - e1) * (t1 - t0) / (e1 - e0) - (time.monotonic() - t1)
+        return max(0.0, rest)  # past its time: about to end
 
     def __str__(self) -> str:
         return f"{self.name} {self.progress[-1][1] if self.progress else 0}/{self.epochs}"
 
 
 def plan(model: str, guess: dict[str, float] | None) -> dict:
-    """Return mode and seconds of a row; `guess`: the seconds of one whose network the first call does not time."""
-    try:
-        plans = json.loads(PLAN.read_text())
-    except (OSError, ValueError):
-        plans = {}
+    """Return mode and seconds of a row; `guess`: the seconds of one whose network the first call does not time.
+
+    As the first call measured it, or else as it was measured before the kit was packed.
+    """
+    plans = dict(SETTINGS["plans"])
+    with contextlib.suppress(OSError, ValueError):
+        plans |= json.loads(PLAN.read_text())
     if guess:
         # A short row does not earn what compiling takes; the step captured as a graph it does.
         captured = any(each["mode"].startswith("captured") for each in plans.values())
@@ -134,10 +140,11 @@ class Queue:
     def start_what_fits(self) -> None:
         left = self.clock.left() - 5
         for row in self.of("waiting") if not (self.hold and self.of("running")) else ():
-            n, seconds = side_by_side(row.plan, left, self.factor.get(row.kind, 1.0))
+            factor = self.factor.get(row.kind, 1.0)
+            n, seconds = side_by_side(row.plan, left, factor * row.share)
             if len(self.of("running")) < n:
                 self.clock.say(f"start {row.name}, {row.mode}; about {seconds:.0f} s, {n} at once")
-                row.predicted = seconds / 1.05 / self.factor.get(row.kind, 1.0)
+                row.predicted = seconds / 1.05 / factor
                 row.start()
 
     def see_what_ended(self) -> None:
@@ -167,7 +174,7 @@ class Queue:
         if not running or None in to_go.values() or time.monotonic() - self.given_up < PATIENCE:
             return
         left = self.clock.left() - max(row.plan.get("end", 0) for row in running) - 5
-        last = [row for row in running if to_go[row] > 0.9 * max(to_go.values())][-1]  # of those, the least valuable
+        last = [row for row in running if to_go[row] >= 0.9 * max(to_go.values())][-1]  # of those, the least valuable
         # alone it would be faster, at most as many times as there are rows
         if to_go[last] / len(running) > left or (len(running) > 1 and min(to_go.values()) > left):
             self.clock.say(f"GIVEN UP {last}: {to_go[last]:.0f} s to go; no new row before one is finished")
