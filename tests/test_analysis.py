@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import ROOT, command, compose_config, tiny_config
+from matplotlib.figure import Figure
 
 from repmlp.heatmap import outline
 from repmlp.kernels import outside_stronger
@@ -466,3 +467,16 @@ def test_curves_show_locality_by_epoch_where_runs_kept_it(tmp_path, monkeypatch)
     assert list(injected.get_xdata()) == [2, 4] and list(injected.get_ydata()) == [2, 3]
     assert list(trained.get_ydata()) == [-1, -2]
     assert drawn["figure"].axes[3].get_ylim()[0] <= -2
+
+
+def test_what_bars_are_is_told_within_the_picture():
+    """A study with whole and single cells has bars of two kinds: the line that says so ran out of the picture."""
+    module = importlib.import_module("plots.differences")
+    found = [
+        module.Difference("a", 1.0, 0.5, 1.5, module.ANALYSED, (0.8, 1.2), None),
+        module.Difference("b", 1.0, -0.5, 2.5, module.BARS["images"], (1.0,), None),
+    ]
+    axis = Figure().add_subplot()
+    module.panel(axis, found)
+    lines = axis.get_title().split("\n")
+    assert len(lines) > 2 and max(map(len, lines)) <= module.CAPTION

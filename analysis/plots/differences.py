@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from wording import contrast
 
 from repmlp.runs.key import cell_key
 
+CAPTION = 62  # characters of a line above a panel: longer ones run out of the picture
 ANALYSED = "intervals of contrasts.md, 95 %"
 BARS = {"seeds": "±2 standard errors over seeds", "images": "±2 standard errors of the images evaluated (n=1)"}
 
@@ -67,6 +69,7 @@ def panel(axis: Axes, found: Sequence[Difference]) -> None:
     axis.set_yticks(range(len(found)), [each.label for each in found], fontsize=8)
     bars = "bars: " + "; ".join(dict.fromkeys(each.bars for each in found))
     bars += "; hollow: the seeds" if any(len(each.seeds) > 1 for each in found) else ""
+    bars = textwrap.fill(bars, CAPTION)
     if any(each.margin for each in found):
         bars += "\ngrey: the margin of a claim of equality, its interval 90 %"
     axis.set_title(f"differences named before the runs\n{bars}", fontsize=9)

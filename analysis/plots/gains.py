@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from records import differing_settings, error_of_difference, ordered, standard_error, telling_apart, text_of
 from table_parts import listed
 
-from plots.differences import Difference, panel
+from plots.differences import CAPTION, Difference, panel
 from repmlp import branches
 from repmlp.branches import label as branch_label
 from repmlp.runs.key import cell_key
@@ -222,7 +222,8 @@ def _panel(
         ]
         panel.scatter(*(zip(*runs, strict=True) if runs else ((), ())), s=10, fc="none", ec=colour, lw=0.7)
     hollow = f"; hollow: {points}" if (table["n"] > 1).any() else ""
-    panel.set_title(f"{title}\nbars: ±2 standard errors {bars}{hollow}", fontsize=9)
+    told = textwrap.fill(f"bars: ±2 standard errors {bars}{hollow}", CAPTION)
+    panel.set_title(f"{title}\n{told}", fontsize=9)
     panel.set_ylabel(unit)
     panel.set_xlabel(axis.title)
     bare = [re.sub(r"^(model|data|recipe)\.", "", tick, flags=re.MULTILINE) for tick in ticks]
