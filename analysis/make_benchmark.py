@@ -283,7 +283,9 @@ def main(argv: list[str] | None = None) -> None:
         ("segmentation", "segmentation", "UperNet, one image at a time", segmentation_table),
     )
     for name, kind, title, make in in_settings:
-        table, used = of_all_settings(of_kind[kind], make) if kind in of_kind else ((), None)
+        if kind not in of_kind:
+            continue
+        table, used = of_all_settings(of_kind[kind], make)
         if len(table):
             emit(name, title, note(used), table, folder, options.latex)
     if "precision" in of_kind:

@@ -20,7 +20,6 @@ WAYS = {
     "captured-compiled-sets": "one CUDA graph, compiled, branches by share-sets",
     "captured-compiled-matrix": "one CUDA graph, compiled, branches as matrices",
 }
-BATCH = 128
 FIRST = 2  # of the epochs noted: the first one starts, the second one compiles
 
 
@@ -35,7 +34,8 @@ def load(folder: Path) -> pd.DataFrame:
             if steps:
                 label = branch_label(json.loads(branches))
                 found = {"device": told["device"], "model": model, "branches": label, "mode": mode, "steps": steps}
-                rows.append(found | {"run": path.stem, "torch": told["versions"]["torch"]})
+                of_run = {name: told[name] for name in ("batch", "steps_an_epoch")}
+                rows.append(found | of_run | {"run": path.stem, "torch": told["versions"]["torch"]})
     return pd.DataFrame(rows)
 
 
@@ -55,7 +55,7 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
                 "way": WAYS[row["mode"]],
                 "ms a step": f"{1000 * step:.2f} ({1000 * min(row['steps']):.2f} to {1000 * max(row['steps']):.2f})",
                 "epochs timed": len(row["steps"]),
-                "images/s": f"{BATCH / step:.0f}",
+                "images/s": f"{row['batch'] / step:.0f}",
                 "times eager": f"{slow / step:.2f}" if slow else "",
             }
         )
@@ -64,9 +64,11 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
 
 def note(rows: pd.DataFrame) -> str:
     """Say what was timed."""
-    versions = ", ".join(dict.fromkeys(rows["torch"]))
+    versions, batch, steps = (
+        " or ".join(map(str, rows[name].unique())) for name in ("torch", "batch", "steps_an_epoch")
+    )
     return (
-        f"Training of `experiments/ablate.py`, batch {BATCH}, bfloat16, by epochs of 50 steps, one run at a time: "
+        f"Training of `experiments/ablate.py`, batch {batch}, bfloat16, by epochs of {steps} steps, one run at a time: "
         f"median (least to most). All ways of a network in one call, torch {versions}. One CUDA graph: forward pass, "
         "loss, backward pass, clipping and update are replayed as one. A way of which one or two epochs were timed was "
         "stopped for lack of time; one that is absent was not compiled in time."
