@@ -80,6 +80,11 @@ def test_modes_are_settings_that_change_no_key(kit, monkeypatch):
         sys.modules.pop("rows")
 
 
+def test_every_mode_has_its_words_in_the_table_of_steps(kit, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "analysis"))
+    assert list(__import__("step_tables").WAYS) == list(kit("rows").MODES)
+
+
 def test_a_probe_stands_where_runs_keep_their_history(kit):
     assert issubclass(kit("probe").Ordered, fit.History)
     assert "History(" in Path(fit.__file__).read_text()  # the name that the probe takes the place of
